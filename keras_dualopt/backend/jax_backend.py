@@ -1,0 +1,86 @@
+"""JAX: values are immutable, updates are traced, buffers are donated."""
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+from jax.experimental import sparse as jax_sparse
+
+
+def eager() -> AbstractContextManager[Any]:
+    """JAX builds optimizers outside of its traces."""
+    return contextlib.nullcontext()
+
+
+def copy_value(target: keras.Variable, source: Any) -> None:
+    """Write a copy: an alias would be donated twice in the next step."""
+    value = source.value if isinstance(source, keras.Variable) else source
+    target.assign(jnp.array(value, dtype=target.dtype, copy=True))
+
+
+def dense(gradient: Any) -> Any:
+    """Return a `BCOO` gradient of an embedding as a dense array."""
+    if isinstance(gradient, jax_sparse.JAXSparse):
+        return gradient.todense()
+    return gradient
+
+
+def capture(
+    flag: keras.Variable,
+    anchors: Sequence[keras.Variable],
+    variables: Sequence[keras.Variable],
+    strategy: Any = None,
+) -> bool:
+    """Copy `variables` into `anchors` in the first step.
+
+    A conditional rather than `where`: once the anchors are taken, its branch
+    hands the old buffers on, and no pass over memory is made.
+    """
+    taken = flag.value
+    if not isinstance(taken, jax.core.Tracer) and int(taken) != 0:
+        return False
+    if anchors:
+        values = jax.lax.cond(
+            jnp.equal(taken, 0),
+            lambda old, new: new,
+            lambda old, new: old,
+            [anchor.value for anchor in anchors],
+            [
+                jnp.asarray(variable.value, dtype=anchor.dtype)
+                for variable, anchor in zip(variables, anchors, strict=True)
+            ],
+        )
+        for anchor, value in zip(anchors, values, strict=True):
+            anchor.assign(value)
+    flag.assign(jnp.ones_like(taken))
+    return False
+
+
+def pull_each(
+    pull: Any,
+    variables: Sequence[keras.Variable],
+    indices: Sequence[int],
+    learning_rate: Any,
+    strategy: Any = None,
+) -> None:
+    """Pull every variable that has a target."""
+    share = pull.share(learning_rate)
+    for index, variable in zip(indices, variables, strict=True):
+        if pull.strengths[index]:
+            variable.assign(pull(index, variable.value, share))
+
+
+def batched_step(
+    rule: Any, gradients: Any, variables: Any, scalars: Any
+) -> bool:
+    """XLA fuses the plain path: there is nothing to batch."""
+    return False
+
+
+def forget_compiled(model: Any) -> None:
+    """Make the next step compile anew."""
+    model.train_function = None

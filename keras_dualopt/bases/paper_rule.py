@@ -1,0 +1,106 @@
+"""What the paper's rules share: float32 arithmetic, and the pull inside."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_dualopt import backend
+from keras_dualopt.pull import Pull, compute_dtype
+
+# OLOR, "Implementation Details", names 1e-4 (ViT, Adam) and 1e-2 (ConvNeXt,
+# SGD); DualOpt has defaults of its own for each mode. Keras wants a number.
+_UNSET_LEARNING_RATE = 1e-3
+
+
+class PaperRule(keras.optimizers.Optimizer):
+    """A Keras optimizer whose step is computed in float32 and cast once.
+
+    Subclasses say what one variable's step is (`pre_weight`) and which scalars
+    all variables of a step share (`scalars`). If a `Pull` is attached, it acts
+    on θ_pre before the cast, in the same pass over memory.
+    """
+
+    def __init__(
+        self, learning_rate: Any = None, name: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            learning_rate=(
+                _UNSET_LEARNING_RATE if learning_rate is None else learning_rate
+            ),
+            name=name or type(self).__name__.lower(),
+            **kwargs,
+        )
+        self.learning_rate_given = learning_rate is not None
+        self.pull: Pull | None = None
+
+    def add_state(
+        self, variables: Sequence[keras.Variable], name: str
+    ) -> list[keras.Variable | None]:
+        """Create one slot per variable, in float32 or wider.
+
+        `None` for variables that are overwritten with their gradient (float8
+        scales): they never reach `update_step`.
+        """
+        slots: list[keras.Variable | None] = []
+        for variable in variables:
+            if getattr(variable, "overwrite_with_gradient", False):
+                slots.append(None)
+            elif variable.dtype == compute_dtype(variable.dtype):
+                slots.append(
+                    self.add_variable_from_reference(variable, name=name)
+                )
+            else:
+                # The reference's dtype is too narrow to add up averages in;
+                # its sharding layout is kept.
+                slots.append(
+                    self.add_variable(
+                        shape=variable.shape,
+                        dtype=compute_dtype(variable.dtype),
+                        layout=getattr(variable, "_layout", None),
+                        name=f"{variable.path.replace('/', '_')}_{name}",
+                    )
+                )
+        return slots
+
+    def scalars(self, learning_rate: Any) -> tuple[Any, ...]:
+        """Return what all variables of one step share, in float32.
+
+        The first is η_t, the second the pull's η_t/η.
+        """
+        rate = ops.cast(learning_rate, "float32")
+        share = rate if self.pull is None else self.pull.share(rate)
+        return (rate, share)
+
+    def pre_weight(
+        self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
+    ) -> Any:
+        """Advance the state and return θ_pre, in float32 or wider."""
+        raise NotImplementedError
+
+    def update_step(
+        self, gradient: Any, variable: Any, learning_rate: Any
+    ) -> None:
+        """Move one variable. `learning_rate`: η_t, or this step's scalars."""
+        scalars = (
+            learning_rate
+            if isinstance(learning_rate, tuple)
+            else self.scalars(learning_rate)
+        )
+        index = self._get_variable_index(variable)
+        dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
+        gradient = ops.cast(backend.dense(gradient), dtype)
+        value = self.pre_weight(gradient, variable, index, scalars)
+        if self.pull is not None:
+            value = self.pull(index, value, scalars[1])
+        self.assign(variable, ops.cast(value, variable.dtype))
+
+    def _backend_update_step(
+        self, grads: Any, trainable_variables: Any, learning_rate: Any
+    ) -> None:
+        # Once a step rather than once a variable: with 1,000 variables the
+        # scalars would be most of what is traced.
+        scalars = self.scalars(learning_rate)
+        if not backend.batched_step(self, grads, trainable_variables, scalars):
+            super()._backend_update_step(grads, trainable_variables, scalars)

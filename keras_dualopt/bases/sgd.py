@@ -1,0 +1,82 @@
+"""SGD with momentum as OLOR's Algorithm 1 uses it."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_dualopt.bases.paper_rule import PaperRule
+from keras_dualopt.pull import compute_dtype
+
+
+@keras.saving.register_keras_serializable(package="keras_dualopt")
+class SGD(PaperRule):
+    """Moves weights along an average of the gradient.
+
+    The base rule of `DualOpt(base="sgd")`, and an optimizer of its own. The
+    arithmetic is float32 for every dtype of weights, and so is the state.
+
+        m_t = β m_{t−1} + (1 − β) g_t
+        θ_pre = θ_{t−1} − η_t m_t
+
+    with β = `momentum`, η_t = `learning_rate` (OLOR, arXiv:2401.10962,
+    Algorithm 1). Differences from the paper: none. Difference from Keras' and
+    PyTorch's SGD: the gradient enters with weight 1 − β, so the same learning
+    rate makes steps that are 1 − β times as long.
+
+    Args:
+        momentum: β in [0, 1). Default 0.9.
+        learning_rate: A float, schedule or callable. `None`: what `DualOpt`
+            takes for its mode; 1e-3 where used alone.
+        **kwargs: Keras' optimizer arguments.
+
+    Raises:
+        ValueError: If `momentum` is out of its range.
+
+    Example:
+
+    >>> weight = keras.Variable([1.0, 2.0])
+    >>> optimizer = keras_dualopt.bases.SGD(learning_rate=0.1)
+    >>> optimizer.apply([keras.ops.ones(2)], [weight])
+    >>> print(weight.numpy().round(4).tolist())
+    [0.99, 1.99]
+    """
+
+    def __init__(
+        self, momentum: float = 0.9, learning_rate: Any = None, **kwargs: Any
+    ) -> None:
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(
+                f"Expected: `momentum` in [0, 1). Received: {momentum!r}."
+            )
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.momentum = momentum
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Create m for every variable: 4 bytes per parameter."""
+        if self.built:
+            return
+        super().build(variables)
+        self._momentums = self.add_state(variables, "momentum")
+
+    def pre_weight(
+        self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
+    ) -> Any:
+        """Return θ_{t−1} − η_t m_t (OLOR Algorithm 1)."""
+        dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
+        momentum = self._momentums[index]
+        average = ops.add(
+            momentum,
+            ops.multiply(ops.subtract(gradient, momentum), 1.0 - self.momentum),
+        )
+        self.assign(momentum, average)
+        return ops.subtract(
+            ops.cast(variable, dtype),
+            ops.multiply(ops.cast(scalars[0], dtype), average),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal optimizer."""
+        config: dict[str, Any] = super().get_config()
+        config.update(momentum=self.momentum)
+        return config

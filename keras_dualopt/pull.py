@@ -1,0 +1,61 @@
+"""The pull of every variable: decided in `build`, looked up by index."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_dualopt.penalty import pulled
+
+
+def compute_dtype(dtype: str) -> str:
+    """Return the dtype of the update's arithmetic: float32 or wider.
+
+    In half precision a pull of 1e-5 rounds to nothing and 1 − β₂ᵗ is garbage.
+    """
+    return "float64" if dtype == "float64" else "float32"
+
+
+class Pull:
+    """θ_pre ↦ θ_pre − ρ (θ_pre − a) for every variable of an optimizer.
+
+    Args:
+        strengths: For each variable, its share of the pull at the reference
+            learning rate (fine-tune) or its weight decay (scratch); 0.0 for a
+            variable that is not pulled.
+        anchors: For each variable, the optimizer variable that holds θ₀, or
+            `None`, which is 0.
+        reference: η, the learning rate at which `strengths` are meant; 1.0 in
+            scratch mode, where η cancels.
+    """
+
+    def __init__(
+        self,
+        strengths: Sequence[float],
+        anchors: Sequence[keras.Variable | None],
+        reference: float,
+    ) -> None:
+        self.strengths = list(strengths)
+        self.anchors = list(anchors)
+        self.reference = reference
+
+    def share(self, learning_rate: Any) -> Any:
+        """Return η_t/η as a float32 scalar."""
+        rate = ops.cast(learning_rate, "float32")
+        return ops.divide(rate, self.reference)
+
+    def ratio(self, index: int, share: Any) -> Any:
+        """Return ρ of one variable, a float32 scalar in [0, 1]."""
+        return ops.clip(ops.multiply(share, self.strengths[index]), 0.0, 1.0)
+
+    def __call__(self, index: int, value: Any, share: Any) -> Any:
+        """Return the pulled value, in float32 or wider."""
+        if not self.strengths[index]:
+            return value
+        dtype = compute_dtype(keras.backend.standardize_dtype(value.dtype))
+        value = ops.cast(value, dtype)
+        anchor = self.anchors[index]
+        if anchor is not None:
+            anchor = ops.cast(anchor, dtype)
+        return pulled(value, anchor, ops.cast(self.ratio(index, share), dtype))
