@@ -115,7 +115,6 @@ class DualOpt(keras.optimizers.Optimizer):
         TypeError: If an argument is of a kind that it does not take.
 
     Example:
-
     >>> model = keras.Sequential(
     ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
     ... )
@@ -511,7 +510,7 @@ class DualOpt(keras.optimizers.Optimizer):
     def _settle(self) -> None:
         """Bring the variables up to date inside of JAX's `fit`."""
         model = self._model_reference()
-        if hasattr(model, "jax_state_sync"):
+        if model is not None and hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
 
     # Files.
@@ -667,7 +666,6 @@ class DualOpt(keras.optimizers.Optimizer):
             "optimizer. Received: exclude_from_weight_decay("
             f"var_list={var_list!r}, var_names={var_names!r})."
         )
-
 
 
 class _Parts:

@@ -28,13 +28,13 @@ def rollback_strength(
         A share in [0, 1], at the reference learning rate.
 
     Example:
-
     >>> rollback_strength(0.5, 0.01, 0.0, 2.0)
     0.0025
     """
     # A negative base and a non-integer γ would turn complex.
     base = min(max(1.0 - relative, 0.0), 1.0)
-    return rollback_min + base**power * (rollback - rollback_min)
+    share: float = base**power
+    return rollback_min + share * (rollback - rollback_min)
 
 
 def decay_strength(
@@ -52,12 +52,12 @@ def decay_strength(
         power: γ > 0.
 
     Example:
-
     >>> decay_strength(1.0, 0.05, 0.01, 1.0)
     0.05
     """
     base = min(max(relative, 0.0), 1.0)
-    return weight_decay_min + base**power * (weight_decay - weight_decay_min)
+    share: float = base**power
+    return weight_decay_min + share * (weight_decay - weight_decay_min)
 
 
 def pulled(value: Any, anchor: Any, ratio: Any) -> Any:

@@ -76,9 +76,7 @@ def _peak_of_schedule(schedule: Any) -> float | None:
         config = schedule.get_config()
         if config["m_mul"] > 1.0:
             return None
-        return float(
-            schedule.initial_learning_rate * max(1.0, config["alpha"])
-        )
+        return float(schedule.initial_learning_rate * max(1.0, config["alpha"]))
     if kind is schedules.ExponentialDecay:
         return _if_falling(schedule, schedule.decay_rate <= 1.0)
     if kind is schedules.InverseTimeDecay:

@@ -147,9 +147,7 @@ def _values_of_model(
     }
     inside = {id(weight) for weight in part.weights}
     own = [v for v in variables if id(v) in inside]
-    keys = {
-        id(variable): place.key for place, variable in _placed(part, own)
-    }
+    keys = {id(variable): place.key for place, variable in _placed(part, own)}
     values: list[Any] = []
     for variable, needed in zip(variables, wanted, strict=True):
         if not needed:

@@ -10,7 +10,12 @@ from keras_dualopt.plan import Plan
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _HEADER = (
-    "layer", "depth", "strength", "anchored", "parameters", "bytes of θ₀"
+    "layer",
+    "depth",
+    "strength",
+    "anchored",
+    "parameters",
+    "bytes of θ₀",
 )
 
 
@@ -74,7 +79,8 @@ def summary_table(
 def _bytes(anchor: keras.Variable | None) -> int:
     if anchor is None:
         return 0
-    return math.prod(anchor.shape) * _BYTES.get(anchor.dtype, 4)
+    size: int = math.prod(anchor.shape) * _BYTES.get(anchor.dtype, 4)
+    return size
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:

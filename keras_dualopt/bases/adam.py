@@ -39,7 +39,6 @@ class Adam(PaperRule):
         ValueError: If a rate or `epsilon` is out of its range.
 
     Example:
-
     >>> weight = keras.Variable([1.0, 2.0])
     >>> optimizer = keras_dualopt.bases.Adam(learning_rate=0.1)
     >>> optimizer.apply([keras.ops.ones(2)], [weight])

@@ -34,7 +34,6 @@ class SGD(PaperRule):
         ValueError: If `momentum` is out of its range.
 
     Example:
-
     >>> weight = keras.Variable([1.0, 2.0])
     >>> optimizer = keras_dualopt.bases.SGD(learning_rate=0.1)
     >>> optimizer.apply([keras.ops.ones(2)], [weight])
