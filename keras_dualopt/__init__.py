@@ -1,4 +1,4 @@
-"""DualOpt: a Keras optimizer that trains and fine-tunes with decoupled pulls."""
+"""DualOpt: any Keras optimizer's step, and a pull in the same step."""
 
 from keras_dualopt import bases
 from keras_dualopt.depth import LayerDepth, layer_depth

@@ -1,0 +1,221 @@
+"""An optimizer whose anchors and state outlive the process."""
+
+from typing import Any, Self
+
+import keras
+
+from keras_dualopt import backend, sources, state
+from keras_dualopt.anchors import DROPPED, TAKEN
+from keras_dualopt.pulling import Parts, PullingOptimizer
+
+
+class AnchoredOptimizer(PullingOptimizer):
+    """The memory of DualOpt: anchors that can be moved, state in files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Asked for before `build`: kept until there are variables.
+        self._pending_state: dict[str, Any] | None = None
+        self._pending_source: tuple[Any] | None = None
+
+    def _after_build(self) -> None:
+        if self._pending_state is not None:
+            self._restore(self._pending_state)
+        if self._pending_source is not None:
+            (source,) = self._pending_source
+            self.anchor_at(source)
+            self._pending_source = None
+
+    def _backend_update_step(
+        self, grads: Any, trainable_variables: Any, learning_rate: Any
+    ) -> None:
+        if self._pending_state is not None or self._pending_source is not None:
+            raise ValueError(
+                "Expected: the state or the anchors given before the optimizer "
+                "was built to fit the model. Received: ones that were refused. "
+                "Load a file that fits, or make a new optimizer."
+            )
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+    @property
+    def anchors(self) -> list[keras.Variable | None]:
+        """θ₀ for each variable the optimizer was built on; `None`: none.
+
+        Between `build` and the first step these are the current weights.
+
+        Raises:
+            ValueError: Before `build`.
+        """
+        built = self._built_parts("anchors")
+        self._settle()
+        built.anchors.refresh()
+        return list(built.anchors.slots)
+
+    def anchor_at(self, source: Any = None) -> Self:
+        """Choose new anchors; return the optimizer.
+
+        Args:
+            source: `None`: the current weights (a new stage). A model of the
+                same architecture or its pretrained part, or a weights file.
+                Another `DualOpt`, whose anchors are taken over (freeze → fit →
+                unfreeze → compile again); variables it has no anchor for take
+                their current weights. Before `build` the source is kept, and
+                read when the optimizer is built.
+
+        Raises:
+            ValueError: In scratch mode; if the source lacks a weight, has one
+                of another shape, or one that is not finite. The anchors are
+                as they were then.
+            TypeError: If the source is none of these.
+        """
+        self._only_in_finetune("anchor_at")
+        source = unwrapped(source)
+        if isinstance(source, AnchoredOptimizer):
+            source = source._anchored()
+        else:
+            sources.check_source(source)
+        if self._parts is None:
+            self._pending_source = (source,)
+            return self
+        self._settle()
+        plan, anchors = self._parts.plan, self._parts.anchors
+        values = sources.values_from(
+            source,
+            self._model_reference(),
+            self._trainable_variables,
+            [place.key for place in plan.places],
+            plan.anchored,
+        )
+        anchors.move_to(values)
+        self._attach_anchors()
+        return self
+
+    def _anchored(self) -> sources.Anchored:
+        self._only_in_finetune("anchor_at(optimizer)")
+        built = self._built_parts("anchors")
+        if built.anchors.dropped:
+            raise ValueError(
+                "Expected: a DualOpt that has anchors. Received: one whose "
+                "anchors were dropped."
+            )
+        keys = [place.key for place in built.plan.places]
+        return sources.Anchored(self._trainable_variables, keys, self.anchors)
+
+    def drop_anchors(self) -> None:
+        """Forget θ₀, to ship a file without a second copy of the weights.
+
+        It is saved: the file loads and evaluates, and the next training step
+        is an error that names `anchor_at`.
+
+        Raises:
+            ValueError: Before `build`, and in scratch mode.
+        """
+        self._only_in_finetune("drop_anchors")
+        built = self._built_parts("anchors")
+        self._settle()
+        built.anchors.drop()
+        self._attach_anchors()
+
+    def _only_in_finetune(self, name: str) -> None:
+        if self._arguments.mode != "finetune":
+            raise ValueError(
+                f"Expected: `{name}` in fine-tune mode. Received: scratch "
+                "mode, where every weight is pulled towards 0 and there are "
+                "no anchors."
+            )
+
+    def _built_parts(self, what: str) -> Parts:
+        if self._parts is None:
+            raise ValueError(
+                "Expected: a built optimizer. Received: one that has not seen "
+                f"its variables, so that it has no {what} yet. Call "
+                "`optimizer.build(model.trainable_variables)` or train first."
+            )
+        return self._parts
+
+    def _settle(self) -> None:
+        """Bring the variables up to date inside of JAX's `fit`."""
+        model = self._model_reference()
+        if model is not None and hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state, each entry by what it is and which weight it has."""
+        if self._parts is None:
+            if self._pending_state is not None:
+                state.rewrite(self._pending_state, store)
+            return
+        self._settle()
+        flag = self._parts.anchors.state
+        state.write(self._table(), store, flag, self._labels())
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the state; before `build`, keep it until then.
+
+        Raises:
+            ValueError: If the state does not fit; it names the first
+                difference, and no variable has been written then.
+        """
+        found = state.read(store)
+        if found is None:
+            trained = (
+                self._parts is not None and self._parts.anchors.state == TAKEN
+            )
+            state.warn_foreign(len(list(store.keys())), trained)
+        elif self._parts is None:
+            self._pending_state = found
+        else:
+            self._restore(found)
+
+    def _restore(self, found: dict[str, Any]) -> None:
+        assert self._parts is not None
+        anchors = self._parts.anchors
+        flag = state.flag_of(found)
+        pairs = state.match(self._table(), found, self._labels())
+        if flag == TAKEN and anchors.dropped:
+            anchors.revive()
+            pairs = state.match(self._table(), found, self._labels())
+        for variable, array in pairs:
+            backend.copy_value(
+                variable, keras.ops.convert_to_tensor(array, variable.dtype)
+            )
+        if flag == DROPPED:
+            anchors.drop()
+        else:
+            anchors.revive()
+            anchors.set_state(flag)
+        self._pending_state = None
+        self._attach_anchors()
+
+    def _table(self) -> state.Table:
+        assert self._parts is not None
+        owners = [
+            state.Owner(place.key, place.path, tuple(variable.shape))
+            for place, variable in zip(
+                self._parts.plan.places, self._trainable_variables, strict=True
+            )
+        ]
+        return state.table(
+            owners,
+            self._variables,
+            holders=(self, self._holder.base),
+            anchors=self._parts.anchors.slots,
+            scalars={
+                "iterations": self._iterations,
+                "learning_rate": self._learning_rate,
+                "anchors_taken": self._parts.anchors.flag,
+            },
+        )
+
+    def _labels(self) -> dict[str, Any]:
+        return {
+            "mode": self._arguments.mode,
+            "base": type(self._holder.base).__name__,
+        }
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Return the DualOpt inside of a `LossScaleOptimizer`."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
