@@ -137,6 +137,9 @@ class PullingOptimizer(keras.optimizers.Optimizer):
     def _attach_anchors(self) -> None:
         """Pull to the anchors as they are now, also in compiled steps."""
         assert self._parts is not None
+        present, wanted = self._parts.pull.anchors, self._parts.anchors.slots
+        if all(a is b for a, b in zip(present, wanted, strict=True)):
+            return  # The same variables: compiled steps see their new values.
         self._parts.pull = self._make_pull(
             self._parts.plan, self._parts.anchors
         )

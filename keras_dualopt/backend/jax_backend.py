@@ -82,5 +82,6 @@ def batched_step(
 
 
 def forget_compiled(model: Any) -> None:
-    """Make the next step compile anew."""
-    model.train_function = None
+    """Make the next step compile anew, also in the middle of `fit`."""
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)
