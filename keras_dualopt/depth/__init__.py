@@ -1,0 +1,16 @@
+"""How deep each weight of a Keras model lies, and which of them are new."""
+
+from keras_dualopt.depth.find import find_model, training_model
+from keras_dualopt.depth.patterns import depth_from_patterns
+from keras_dualopt.depth.resolve import layer_depth
+from keras_dualopt.depth.table import DepthRow, LayerDepth, Place
+
+__all__ = [
+    "DepthRow",
+    "LayerDepth",
+    "Place",
+    "depth_from_patterns",
+    "find_model",
+    "layer_depth",
+    "training_model",
+]

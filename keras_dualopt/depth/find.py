@@ -1,0 +1,134 @@
+"""Reaching the model from inside an optimizer.
+
+Keras hands an optimizer a list of variables and never the model. The model is
+on the call stack, though: in `fit` it is the `self` of a frame, in a loop of
+the user's own a local variable. No frame and no model is kept.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import keras
+
+from keras_dualopt.depth.resolve import layer_depth
+
+
+def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
+    """Return the model that is being trained, found on the call stack.
+
+    The nearest frame that holds a built model to which all the variables
+    belong; in a method of a model, the model itself first. Globals are not
+    searched, but a script's own loop runs in a frame whose locals they are.
+
+    Args:
+        variables: The variables to train; a part of the model's is enough.
+
+    Raises:
+        ValueError: If no frame holds such a model, or one holds several in
+            which the variables have different depths.
+    """
+    wanted = [_identity(variable) for variable in variables]
+    frame: FrameType | None = sys._getframe(1)
+    try:
+        while frame is not None:
+            found = _in_frame(frame.f_locals, wanted)
+            if found:
+                return _the_one(found, variables)
+            frame = frame.f_back
+    finally:
+        # A frame that is kept keeps everything in it alive.
+        del frame
+    first = variables[0].path if variables else "an empty list"
+    raise ValueError(
+        "Expected: a Keras model that owns the variables, in a function that "
+        "is running (`fit`, or a loop that has the model in a local "
+        f"variable). Received: {len(variables)} variables, the first of which "
+        f"is {first!r}, and no such model. Call `optimizer.bind(model)` "
+        "first, or give the optimizer `depth=`."
+    )
+
+
+def training_model() -> keras.Model | None:
+    """Return the model whose `fit` is running, or `None`.
+
+    The nearest `self` on the call stack that is a compiled Keras model in one
+    of its training methods.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    try:
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if (
+                isinstance(owner, keras.Model)
+                and frame.f_code.co_name in _TRAINING_METHODS
+            ):
+                return owner
+            frame = frame.f_back
+        return None
+    finally:
+        del frame
+
+
+_TRAINING_METHODS = frozenset({"fit", "train_on_batch", "train_step"})
+
+
+def _in_frame(
+    names: Mapping[str, Any], wanted: Sequence[int]
+) -> list[keras.Model]:
+    owner = names.get("self")
+    if isinstance(owner, keras.Model) and _covers(owner, wanted):
+        return [owner]
+    found: dict[int, keras.Model] = {}
+    for model in _models(names):
+        if id(model) not in found and _covers(model, wanted):
+            found[id(model)] = model
+    return [*found.values()]
+
+
+def _models(names: Mapping[str, Any]) -> Iterator[keras.Model]:
+    for value in [*names.values()]:
+        if isinstance(value, keras.Model):
+            yield value
+    owner = names.get("self")
+    if owner is not None and not isinstance(owner, keras.optimizers.Optimizer):
+        # A trainer of the user's own that keeps the model as an attribute.
+        for value in [*getattr(owner, "__dict__", {}).values()]:
+            if isinstance(value, keras.Model):
+                yield value
+
+
+def _covers(model: keras.Model, wanted: Sequence[int]) -> bool:
+    if not getattr(model, "built", False):
+        return False
+    own = {_identity(variable) for variable in model.variables}
+    return bool(own) and own.issuperset(wanted)
+
+
+def _identity(variable: Any) -> int:
+    # A loop on TensorFlow or torch may hand over the backend's own variables.
+    return id(getattr(variable, "_value", variable))
+
+
+def _the_one(
+    found: Sequence[keras.Model], variables: Sequence[keras.Variable]
+) -> keras.Model:
+    if len(found) == 1:
+        return found[0]
+    depths = [_depths(model, variables) for model in found]
+    if all(depth == depths[0] for depth in depths):
+        return found[0]
+    names = ", ".join(repr(model.name) for model in found)
+    raise ValueError(
+        "Expected: one model on the call stack that owns the variables. "
+        f"Received: {len(found)} in the same function ({names}), in which they "
+        "lie at different depths. Say which: `optimizer.bind(model)`."
+    )
+
+
+def _depths(
+    model: keras.Model, variables: Sequence[keras.Variable]
+) -> list[tuple[float | None, bool]]:
+    places = layer_depth(model).place(model, variables)
+    return [(place.relative, place.pretrained) for place in places]

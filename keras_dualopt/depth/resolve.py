@@ -1,0 +1,134 @@
+"""`layer_depth`: the graph, the head and the structure put together."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import keras
+
+from keras_dualopt.depth.flow import order_of
+from keras_dualopt.depth.head import find_head, select_head
+from keras_dualopt.depth.order import Order
+from keras_dualopt.depth.structure import Structure, Weight
+from keras_dualopt.depth.table import DepthRow, LayerDepth, is_optional
+
+
+def layer_depth(model: keras.Model, head: Any = None) -> LayerDepth:
+    """Find how deep each weight of a model lies, without changing the model.
+
+    Args:
+        model: A built model: Sequential, Functional or subclassed, nested as
+            it likes.
+        head: What was not pretrained. `None`: what lies outside a KerasHub
+            task's backbone, or outside the largest nested model, or the last
+            layer. `()`: nothing. Or layers, variables and patterns (regular
+            expressions that match the whole path of a weight or a layer), one
+            or a list of them.
+
+    Returns:
+        The table, one row for each weight.
+
+    Raises:
+        ValueError: If the model is not built, or `head` names nothing in it.
+    """
+    if not isinstance(model, keras.Model) or not (
+        model.built and model.weights
+    ):
+        raise ValueError(
+            "Expected: a built Keras model with weights. Received: "
+            f"{_described(model)}. Call it on data or `build` it first."
+        )
+    structure = Structure(model)
+    order = order_of(structure)
+    if head is None:
+        new = find_head(structure, order)
+    elif isinstance(head, list | tuple | set | frozenset) and not head:
+        new = set()
+    else:
+        new = select_head(structure, head)
+    relative = _relative(structure, order, new)
+    return LayerDepth(
+        _rows(structure, relative, new),
+        headless=head is not None and not new,
+    )
+
+
+def _relative(
+    structure: Structure, order: Order, new: set[str]
+) -> dict[int, Fraction]:
+    """Return the depth of every unit that counts, 0 to 1."""
+    counted = {w.unit for w in structure.weights if w.key not in new}
+    placed = order.positions(counted)
+    position = {
+        unit: placed[unit]
+        if unit in placed
+        else _inherited(structure, unit, placed, counted)
+        for unit in counted
+    }
+    lowest = min(position.values(), default=Fraction(0))
+    highest = max(position.values(), default=Fraction(0))
+    if lowest == highest:
+        return dict.fromkeys(position, Fraction(0))
+    return {
+        unit: (value - lowest) / (highest - lowest)
+        for unit, value in position.items()
+    }
+
+
+def _inherited(
+    structure: Structure,
+    unit: int,
+    placed: Mapping[int, Fraction],
+    counted: set[int],
+) -> Fraction:
+    """Return the depth of a layer that no call reads: that of its owner.
+
+    That is the shallowest layer under the nearest owner that has any.
+    """
+    for around in structure.unit_roots[unit].chain():
+        inside = {id(weight) for weight in around.layer.weights}
+        depths = [
+            placed[w.unit]
+            for w in structure.weights
+            if id(w.variable) in inside
+            and w.unit in placed
+            and w.unit in counted
+        ]
+        if depths:
+            return min(depths)
+    return Fraction(0)
+
+
+def _rows(
+    structure: Structure, relative: Mapping[int, Fraction], new: set[str]
+) -> list[DepthRow]:
+    ranks = {
+        value: rank for rank, value in enumerate(sorted({*relative.values()}))
+    }
+
+    def row(weight: Weight) -> DepthRow:
+        pretrained = weight.key not in new
+        depth = relative[weight.unit] if pretrained else None
+        return DepthRow(
+            path=weight.variable.path,
+            layer=weight.owner.path,
+            index=None if depth is None else ranks[depth],
+            relative=None if depth is None else float(depth),
+            pretrained=pretrained,
+            shape=tuple(weight.variable.shape),
+            key=weight.key,
+            optional=is_optional(weight),
+        )
+
+    rows = [row(weight) for weight in structure.weights]
+    # Stable: weights of one depth stay in the order of the model's structure.
+    return sorted(
+        rows, key=lambda r: (r.index is None, 0 if r.index is None else r.index)
+    )
+
+
+def _described(model: Any) -> str:
+    if isinstance(model, keras.Model):
+        built = "not built" if not model.built else "without weights"
+        return f"{type(model).__name__} {model.name!r}, {built}"
+    return f"{type(model).__name__} {model!r}"

@@ -1,0 +1,256 @@
+"""Which layer owns which weight, and a name for each that outlives names.
+
+Automatic names change from run to run, and the order in which attributes were
+tracked differs between backends. The places used here do neither: a layer of a
+Functional graph is known by its position in the graph, every other one by the
+attribute that holds it.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from keras_dualopt.depth import keras_hooks as hooks
+
+
+@dataclasses.dataclass(eq=False)
+class Owner:
+    """A layer, and where in the model it is.
+
+    Args:
+        layer: The layer.
+        key: Its place, from the model down: graph positions and attributes.
+        parent: The layer that holds it.
+    """
+
+    layer: keras.layers.Layer
+    key: str
+    parent: "Owner | None"
+
+    @property
+    def path(self) -> str:
+        """The layer's Keras path, or its name before Keras knows one."""
+        return getattr(self.layer, "path", None) or self.layer.name
+
+    def chain(self) -> Iterator["Owner"]:
+        """Yield this owner and those around it, innermost first."""
+        owner: Owner | None = self
+        while owner is not None:
+            yield owner
+            owner = owner.parent
+
+
+@dataclasses.dataclass(eq=False)
+class Weight:
+    """A weight of the model.
+
+    Args:
+        variable: The Keras variable.
+        key: Its place in the model, unique in it.
+        owner: The layer that owns it directly.
+        unit: The number of the unit it belongs to: weights of one unit share
+            one depth.
+    """
+
+    variable: keras.Variable
+    key: str
+    owner: Owner
+    unit: int
+
+
+class Structure:
+    """The layers and weights of one model."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+        self.owners: dict[int, Owner] = {}
+        self.weights: list[Weight] = []
+        self.by_variable: dict[int, Weight] = {}
+        self.unit_roots: list[Owner] = []
+        self._units: dict[int, int] = {}
+        self._wanted = {id(weight) for weight in model.weights}
+        self._walk()
+        self._own_the_rest()
+
+    def new_unit(self, root: Owner) -> int:
+        """Return the number of a new unit."""
+        self.unit_roots.append(root)
+        return len(self.unit_roots) - 1
+
+    def units_of(self, weights: Iterable[keras.Variable]) -> dict[int, None]:
+        """Return the units of some variables, in order, each once."""
+        return {
+            self.by_variable[id(weight)].unit: None
+            for weight in weights
+            if id(weight) in self.by_variable
+        }
+
+    def _walk(self) -> None:
+        # Breadth first: a layer is known by the shortest way to it.
+        root = Owner(self.model, "", None)
+        self.owners[id(self.model)] = root
+        queue = collections.deque([root])
+        while queue:
+            owner = queue.popleft()
+            self._own(owner)
+            for name, layer in _children(owner.layer):
+                if id(layer) in self.owners:
+                    continue
+                child = Owner(layer, _join(owner.key, name), owner)
+                self.owners[id(layer)] = child
+                queue.append(child)
+
+    def _own(self, owner: Owner) -> None:
+        variables = [
+            variable
+            for variable in hooks.own_variables(owner.layer)
+            if id(variable) in self._wanted
+            and id(variable) not in self.by_variable
+        ]
+        if not variables:
+            return
+        names = _variable_names(owner.layer, variables)
+        for name, variable in sorted(zip(names, variables), key=_first):
+            self._add(variable, _join(owner.key, name), owner)
+
+    def _add(self, variable: keras.Variable, key: str, owner: Owner) -> None:
+        root = _unit_root(owner)
+        if id(root) not in self._units:
+            self._units[id(root)] = self.new_unit(root)
+        weight = Weight(variable, key, owner, self._units[id(root)])
+        self.weights.append(weight)
+        self.by_variable[id(variable)] = weight
+
+    def _own_the_rest(self) -> None:
+        root = self.owners[id(self.model)]
+        for index, variable in enumerate(self.model.weights):
+            if id(variable) not in self.by_variable:
+                self._add(variable, f"weights.{index}", root)
+
+
+def graph_nodes(graph: Any) -> list[Any]:
+    """Return the calls of a Functional graph, each after those it reads.
+
+    In the order in which the outputs need them, which is the same for the
+    same architecture on every backend.
+    """
+    bounds = {id(tensor) for tensor in graph.inputs}
+    ordered: list[Any] = []
+    seen: set[int] = set()
+    stack: list[tuple[Any, bool]] = [
+        (hooks.producer(tensor), False)
+        for tensor in reversed(graph.outputs)
+        if id(tensor) not in bounds
+    ]
+    while stack:
+        node, inputs_done = stack.pop()
+        if node is None or (id(node) in seen and not inputs_done):
+            continue
+        if inputs_done:
+            ordered.append(node)
+            continue
+        seen.add(id(node))
+        stack.append((node, True))
+        stack.extend(
+            (hooks.producer(tensor), False)
+            for tensor in reversed(node.input_tensors)
+            if id(tensor) not in bounds
+        )
+    return ordered
+
+
+def _children(
+    layer: keras.layers.Layer,
+) -> Iterator[tuple[str, keras.layers.Layer]]:
+    graph = hooks.graph_of(layer)
+    if graph is not None:
+        # Layers without weights are left out of the count: a copy may lack
+        # an input layer or have another.
+        position = 0
+        for operation in dict.fromkeys(
+            node.operation for node in graph_nodes(graph)
+        ):
+            if isinstance(operation, keras.layers.Layer) and operation.weights:
+                yield str(position), operation
+                position += 1
+    elif isinstance(layer, keras.Sequential):
+        with_weights = [inner for inner in layer.layers if inner.weights]
+        yield from ((str(i), inner) for i, inner in enumerate(with_weights))
+    for name, value in hooks.attributes(layer):
+        for place, inner in _leaves(value, name.lstrip("_"), _is_layer):
+            if inner.weights:
+                yield place, inner
+    for index, inner in enumerate(hooks.tracked_layers(layer)):
+        yield f"layers.{index}", inner
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, keras.layers.Layer)
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, keras.Variable)
+
+
+def _leaves(value: Any, name: str, wanted: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is wanted of a value and of the containers it is made of."""
+    if wanted(value):
+        yield name, value
+    elif isinstance(value, dict):
+        for key in value:
+            if isinstance(key, str | int):
+                yield from _leaves(value[key], f"{name}.{key}", wanted)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{name}.{index}", wanted)
+
+
+def _variable_names(
+    layer: keras.layers.Layer, variables: list[keras.Variable]
+) -> list[str]:
+    """Return a name for each variable, unique in its layer.
+
+    The attribute rather than the variable's name, which may be automatic.
+    """
+    names: dict[int, str] = {}
+    for name, value in hooks.attributes(layer):
+        for place, variable in _leaves(value, name.lstrip("_"), _is_variable):
+            names.setdefault(id(variable), place)
+    result: list[str] = []
+    for index, variable in enumerate(variables):
+        name = names.get(id(variable), f"variables.{index}")
+        while name in result:
+            name += "'"
+        result.append(name)
+    return result
+
+
+def _unit_root(owner: Owner) -> Owner:
+    """Return the layer whose weights share one depth with this owner's."""
+    root = owner
+    for around in owner.chain():
+        if _is_one_layer(around.layer):
+            root = around
+    return root
+
+
+def _is_one_layer(layer: keras.layers.Layer) -> bool:
+    if isinstance(layer, keras.layers.Bidirectional):
+        # Its two directions read the same input side by side.
+        return True
+    return any(
+        name.endswith(("Attention", "AttentionWithDownsampling"))
+        or name.endswith(("Attention2d", "AttentionWithRelativePE"))
+        for name in (kind.__name__ for kind in type(layer).__mro__)
+    )
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}/{name}" if key else name
+
+
+def _first(pair: tuple[str, Any]) -> str:
+    return pair[0]

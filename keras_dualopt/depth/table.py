@@ -1,0 +1,250 @@
+"""The table of depths: one row for each weight, whatever its name is today."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import keras
+
+from keras_dualopt.depth.structure import Structure, Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthRow:
+    """What is known of one weight.
+
+    Args:
+        path: The weight's Keras path when the table was made.
+        layer: The path of the layer that owns it.
+        index: Dense rank of `relative`, from 0; `None` for the head.
+        relative: 0 at the shallowest layer that counts, 1 at the deepest;
+            `None` for the head.
+        pretrained: Whether its layer was pretrained; `False` for the head.
+        shape: The weight's shape.
+        key: Its place in the model, the same in every copy of it.
+        optional: Whether a copy may lack it: LoRA factors, and the weights of
+            a quantized layer.
+    """
+
+    path: str
+    layer: str
+    index: int | None
+    relative: float | None
+    pretrained: bool
+    shape: tuple[int, ...]
+    key: str
+    optional: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a variable is in a model.
+
+    Args:
+        key: Its place, the same in every copy of the model and on every
+            backend; unique in the model.
+        path: Its Keras path.
+        layer: The path of the layer that owns it.
+        index: As in `DepthRow`.
+        relative: As in `DepthRow`.
+        pretrained: As in `DepthRow`.
+    """
+
+    key: str
+    path: str
+    layer: str
+    index: int | None
+    relative: float | None
+    pretrained: bool
+
+
+@keras.saving.register_keras_serializable(package="keras_dualopt")
+class LayerDepth:
+    """How deep each weight of a model lies, and which of them are new.
+
+    Made by `layer_depth`. It goes with the architecture, not with the model
+    it was made from: a clone, a reloaded or a rebuilt model takes it too.
+
+    Args:
+        rows: One `DepthRow` for each weight, shallowest first, the head last.
+        headless: Whether it was made with `head=()`: every layer counts.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[DepthRow | Mapping[str, Any]],
+        headless: bool = False,
+    ) -> None:
+        self._rows = tuple(
+            row if isinstance(row, DepthRow) else _row(row) for row in rows
+        )
+        self._headless = bool(headless)
+
+    @property
+    def rows(self) -> tuple[DepthRow, ...]:
+        """One row for each weight."""
+        return self._rows
+
+    @property
+    def headless(self) -> bool:
+        """Whether every layer counts, the output layer included."""
+        return self._headless
+
+    @property
+    def layer_count(self) -> int:
+        """The number of layers that count."""
+        return len({row.layer for row in self._rows if row.pretrained})
+
+    def place(
+        self,
+        model: keras.Model | None,
+        variables: Sequence[keras.Variable],
+    ) -> list[Place]:
+        """Return where each variable is.
+
+        Args:
+            model: A model of the architecture this was made from.
+            variables: Weights of that model, in any order. What LoRA or a
+                quantization has added since takes its layer's depth.
+
+        Raises:
+            ValueError: If the model does not fit; names what comes first.
+        """
+        if model is None:
+            raise ValueError(
+                "Expected: the model whose variables are given, to know them "
+                "by their place in it. Received: None. `bind(model)` gives it "
+                "to the optimizer."
+            )
+        structure = Structure(model)
+        by_key = {row.key: row for row in self._rows}
+        self._check_fits(structure, by_key)
+        by_layer: dict[str, DepthRow] = {}
+        for row in self._rows:
+            by_layer.setdefault(_layer_key(row.key), row)
+        places = []
+        for variable in variables:
+            weight = structure.by_variable.get(id(variable))
+            if weight is None:
+                raise ValueError(
+                    f"Expected: weights of the model {model.name!r}. Received: "
+                    f"{variable.path!r} of shape {tuple(variable.shape)}, "
+                    "which is not one of them. Make a new optimizer for "
+                    "another model."
+                )
+            row = by_key.get(weight.key) or by_layer[_layer_key(weight.key)]
+            places.append(
+                Place(
+                    weight.key,
+                    variable.path,
+                    weight.owner.path,
+                    row.index,
+                    row.relative,
+                    row.pretrained,
+                )
+            )
+        return places
+
+    def _check_fits(
+        self, structure: Structure, by_key: Mapping[str, DepthRow]
+    ) -> None:
+        layers = {_layer_key(key) for key in by_key}
+        present = {weight.key: weight for weight in structure.weights}
+        name = structure.model.name
+        for row in self._rows:
+            weight = present.get(row.key)
+            if weight is None:
+                if row.optional:
+                    continue
+                raise ValueError(
+                    f"Expected: a weight like {row.path!r} of shape "
+                    f"{row.shape} in layer {row.layer!r} (place {row.key!r}). "
+                    f"Received: {name!r}, which has none there. {_WAY_OUT}"
+                )
+            shape = tuple(weight.variable.shape)
+            if shape != row.shape and not (row.optional or is_optional(weight)):
+                raise ValueError(
+                    f"Expected: shape {row.shape} for {row.path!r} (place "
+                    f"{row.key!r}). Received: {shape} for "
+                    f"{weight.variable.path!r} of {name!r}. {_WAY_OUT}"
+                )
+        for key, weight in present.items():
+            if key not in by_key and _layer_key(key) not in layers:
+                raise ValueError(
+                    f"Expected: no layer with weights at {_layer_key(key)!r}. "
+                    f"Received: {weight.variable.path!r} of {name!r}, which "
+                    f"the depths do not know. {_WAY_OUT}"
+                )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs, in types that JSON keeps."""
+        return {
+            "rows": [
+                {**dataclasses.asdict(row), "shape": list(row.shape)}
+                for row in self._rows
+            ],
+            "headless": self._headless,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Return the same table again."""
+        return cls(**config)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerDepth):
+            return NotImplemented
+        return (self._rows, self._headless) == (other._rows, other._headless)
+
+    def __hash__(self) -> int:
+        return hash((self._rows, self._headless))
+
+    def __repr__(self) -> str:
+        return (
+            f"<LayerDepth: {len(self._rows)} weights, {self.layer_count} "
+            "layers that count>"
+        )
+
+    def __str__(self) -> str:
+        lines = [("index", "relative", "pretrained", "layer", "weight")]
+        for row in self._rows:
+            lines.append(
+                (
+                    "head" if row.index is None else str(row.index),
+                    "" if row.relative is None else f"{row.relative:.4f}",
+                    "yes" if row.pretrained else "no",
+                    row.layer,
+                    f"{row.path} {row.shape}",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if column < 2 else cell.ljust(width)
+                for column, (cell, width) in enumerate(
+                    zip(line, widths, strict=True)
+                )
+            ).rstrip()
+            for line in lines
+        )
+
+
+_WAY_OUT = (
+    "The depths belong to another architecture: make them anew with "
+    "`layer_depth(model)`."
+)
+
+
+def is_optional(weight: Weight) -> bool:
+    """Tell a weight that a copy of the model may lack or hold otherwise."""
+    name = weight.key.rpartition("/")[2]
+    quantized = getattr(weight.owner.layer, "quantization_mode", None)
+    return name.startswith("lora_") or quantized is not None
+
+
+def _layer_key(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _row(config: Mapping[str, Any]) -> DepthRow:
+    return DepthRow(**{**config, "shape": tuple(config["shape"])})
