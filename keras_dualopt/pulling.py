@@ -182,13 +182,20 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
     ) -> Any:
         """Return the new variables and state (JAX)."""
-        if self.built:
-            self._check_model(training_model())
-            if len(trainable_variables) != len(self._trainable_variables):
-                raise ValueError(_changed_list(len(trainable_variables), self))
-        return super().stateless_apply(
-            optimizer_variables, grads, trainable_variables
-        )
+        try:
+            if self.built:
+                self._check_model(training_model())
+                self._check_count(trainable_variables)
+            return super().stateless_apply(
+                optimizer_variables, grads, trainable_variables
+            )
+        except Exception:
+            backend.keep_state()
+            raise
+
+    def _check_count(self, variables: Sequence[Any]) -> None:
+        if len(variables) != len(self._trainable_variables):
+            raise ValueError(_changed_list(len(variables), self))
 
     def _check_variables_are_known(self, variables: Any) -> None:
         for variable in variables:

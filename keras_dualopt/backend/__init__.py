@@ -15,7 +15,8 @@ Each module of this folder offers the same functions with the same meaning:
 - `batched_step(rule, gradients, variables, scalars)`: the whole update of one
   of the paper's rules in one batched call; `False` where the plain path must
   do it.
-- `forget_compiled(model)`: make the next training step trace anew.
+- `forget_compiled(model)`: make the next training step trace anew;
+- `keep_state()`: called when a step is refused: no weight may be lost by it.
 """
 
 import keras
@@ -28,6 +29,7 @@ if keras.backend.backend() == "tensorflow":
         dense,
         eager,
         forget_compiled,
+        keep_state,
         pull_each,
     )
 elif keras.backend.backend() == "jax":
@@ -38,6 +40,7 @@ elif keras.backend.backend() == "jax":
         dense,
         eager,
         forget_compiled,
+        keep_state,
         pull_each,
     )
 elif keras.backend.backend() == "torch":
@@ -48,6 +51,7 @@ elif keras.backend.backend() == "torch":
         dense,
         eager,
         forget_compiled,
+        keep_state,
         pull_each,
     )
 else:
@@ -64,5 +68,6 @@ __all__ = [
     "dense",
     "eager",
     "forget_compiled",
+    "keep_state",
     "pull_each",
 ]

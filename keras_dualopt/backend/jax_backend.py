@@ -1,6 +1,7 @@
 """JAX: values are immutable, updates are traced, buffers are donated."""
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -85,3 +86,28 @@ def forget_compiled(model: Any) -> None:
     """Make the next step compile anew, also in the middle of `fit`."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)
+
+
+def keep_state() -> None:
+    """Hand `fit` its variables back before an error ends it.
+
+    Keras' `fit` empties the variables before the first step, to have their
+    memory, and fills them from `_jax_state`, which the first step has yet to
+    write. An error while that step is traced would lose every weight.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        owner, state = (frame.f_locals.get(name) for name in ("self", "state"))
+        if (
+            frame.f_code.co_name == "fit"
+            and isinstance(owner, keras.Model)
+            and isinstance(state, tuple)
+            and not getattr(owner, "_jax_state", None)
+        ):
+            names = ("trainable", "non_trainable", "optimizer", "metrics")
+            owner._jax_state = {
+                f"{name}_variables": values
+                for name, values in zip(names, state, strict=True)
+            }
+            return
+        frame = frame.f_back
