@@ -101,7 +101,7 @@ def _strength(
     assert power is not None
     if arguments.mode == "finetune":
         return rollback_strength(relative, high, low, power)
-    if arguments.depth is None and depth.layer_count == 1:
+    if arguments.depth is None and len({r.index for r in depth.rows}) == 1:
         relative = 1.0  # The only layer is the output layer.
     return decay_strength(relative, high, low, power)
 
