@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_dualopt.arguments import Arguments
+from keras_dualopt.layers import layers_of
 from keras_dualopt.plan import Plan
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -28,23 +29,15 @@ def summary_table(
     anchors: Sequence[keras.Variable | None],
 ) -> str:
     """Return one row per trained layer, shallowest first, and the totals."""
-    rows: dict[str, list[int]] = {}
-    for index, place in enumerate(plan.places):
-        rows.setdefault(place.layer, []).append(index)
-
-    def position(layer: str) -> float:
-        relative = plan.places[rows[layer][0]].relative
-        return math.inf if relative is None else relative
-
     lines = [_HEADER]
-    for layer in sorted(rows, key=position):
-        indices = rows[layer]
-        relative = plan.places[indices[0]].relative
+    for layer in layers_of(plan):
+        indices = layer.indices
+        relative = layer.relative
         strengths = {plan.strengths[i] for i in indices}
-        anchored = sum(plan.anchored[i] for i in indices)
+        anchored = sum(anchors[i] is not None for i in indices)
         lines.append(
             (
-                layer,
+                layer.name,
                 "head" if relative is None else f"{relative:.3f}",
                 " / ".join(f"{s:.3g}" for s in sorted(strengths)),
                 {0: "no", len(indices): "yes"}.get(
@@ -61,7 +54,7 @@ def summary_table(
             "total",
             "",
             "",
-            f"{sum(plan.anchored)} of {len(variables)}",
+            f"{sum(a is not None for a in anchors)} of {len(variables)}",
             f"{parameters:,}",
             f"{size:,}",
         )
