@@ -156,7 +156,8 @@ class DualOpt(AnchoredOptimizer):
             name=name,
             **kwargs,
         )
-        self._given_base = base
+        # The name only: Keras' saver would enter an optimizer kept here.
+        self._base_name = base if isinstance(base, str) else None
 
     # What can be read, and set until build.
     mode = _setting("mode")
@@ -254,7 +255,7 @@ class DualOpt(AnchoredOptimizer):
             depth = [[pattern, value] for pattern, value in depth.items()]
         config.update(
             mode=self.mode,
-            base=wrapping.base_to_config(self._holder.base, self._given_base),
+            base=self._base_name or wrapping.base_to_config(self._holder.base),
             rollback=self.rollback,
             rollback_min=self.rollback_min,
             weight_decay=self.weight_decay,

@@ -230,11 +230,9 @@ def warn_if_narrow(
             return
 
 
-def base_to_config(base: keras.optimizers.Optimizer, given: Any) -> Any:
+def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     """Return the base's part of the config."""
-    if isinstance(given, str):
-        return given
-    config = keras.optimizers.serialize(base)
+    config: dict[str, Any] = keras.optimizers.serialize(base)
     # The learning rate is DualOpt's; a callable or a schedule would be written
     # twice, and read back as two objects.
     config["config"]["learning_rate"] = 0.001
