@@ -233,6 +233,14 @@ def warn_if_narrow(
 def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     """Return the base's part of the config."""
     config: dict[str, Any] = keras.optimizers.serialize(base)
+    # On torch Keras makes an instance of a class of its torch backend, and
+    # would write a name that other backends cannot import.
+    for kind in type(base).__mro__:
+        if getattr(keras.optimizers, kind.__name__, None) is kind:
+            config["module"] = "keras.optimizers"
+            config["class_name"] = kind.__name__
+            config["registered_name"] = None
+            break
     # The learning rate is DualOpt's; a callable or a schedule would be written
     # twice, and read back as two objects.
     config["config"]["learning_rate"] = 0.001
