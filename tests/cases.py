@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import reference
 
 BACKEND = keras.backend.backend()
 
@@ -48,6 +49,16 @@ SCRATCH = {
     "power": 1.7,
     "depth": SCRATCH_DEPTHS,
 }
+
+# What the tables above mean, by the paper's formulas: the share of the way
+# back at the reference learning rate, and the decay rate, for each row.
+SHARES = [
+    0.0 if depth is None else reference.f(depth, 0.21, 0.013, 1.7)
+    for depth in DEPTHS.values()
+]
+DECAYS = [
+    reference.w(depth, 0.9, 0.11, 1.7) for depth in SCRATCH_DEPTHS.values()
+]
 
 
 def initial_weights(seed=7):
