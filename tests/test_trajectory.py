@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import reference
 from cases import (
+    DECAYS,
     DEPTHS,
     FINETUNE,
     LONG,
     SCHEDULES,
     SCRATCH,
-    SCRATCH_DEPTHS,
+    SHARES,
     initial_weights,
     make_variables,
     quadratic_gradient,
@@ -40,38 +41,16 @@ RULES = {
 MODES = {"finetune": FINETUNE, "scratch": SCRATCH}
 
 
-def reference_weights(mode, rule, eta, arguments, starts=None):
+def reference_weights(mode, algorithm, eta, arguments):
     """Return the reference's weights for the tables of `cases`."""
-    starts = initial_weights() if starts is None else starts
     if mode == "finetune":
-        penalties = [
-            0.0
-            if depth is None
-            else reference.f(
-                depth,
-                FINETUNE["rollback"],
-                FINETUNE["rollback_min"],
-                FINETUNE["power"],
-            )
-            / eta
-            for depth in DEPTHS.values()
-        ]
         return [
-            rule(theta_0, lambda_i, **arguments)
-            for theta_0, lambda_i in zip(starts, penalties, strict=True)
+            algorithm(theta_0, share / eta, **arguments)
+            for theta_0, share in zip(initial_weights(), SHARES, strict=True)
         ]
-    penalties = [
-        reference.w(
-            depth,
-            SCRATCH["weight_decay"],
-            SCRATCH["weight_decay_min"],
-            SCRATCH["power"],
-        )
-        for depth in SCRATCH_DEPTHS.values()
-    ]
     return [
-        rule(theta_0, lambda_i, anchor=0.0, **arguments)
-        for theta_0, lambda_i in zip(starts, penalties, strict=True)
+        algorithm(theta_0, decay, anchor=0.0, **arguments)
+        for theta_0, decay in zip(initial_weights(), DECAYS, strict=True)
     ]
 
 
