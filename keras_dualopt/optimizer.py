@@ -239,7 +239,7 @@ class DualOpt(AnchoredOptimizer):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal optimizer."""
         config: dict[str, Any] = super().get_config()
-        depth = self._arguments.depth
+        depth: Any = self._arguments.depth
         if self._head is not None:
             # What was bound by hand would not be found by itself.
             model = self._model_reference()

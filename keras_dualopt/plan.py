@@ -58,11 +58,14 @@ def make_plan(
     strengths, anchored = [], []
     for variable, place, free in zip(variables, places, excluded, strict=True):
         name = variable.path.rpartition("/")[2]
-        counts = place.pretrained and place.relative is not None
+        relative = place.relative
+        counts = place.pretrained and relative is not None
         overwritten = getattr(variable, "overwrite_with_gradient", False)
         pulled = counts and not (overwritten or free or name in _LORA_FREE)
         strengths.append(
-            _strength(arguments, depth, place.relative) if pulled else 0.0
+            _strength(arguments, depth, relative)
+            if pulled and relative is not None
+            else 0.0
         )
         anchored.append(
             arguments.mode == "finetune"

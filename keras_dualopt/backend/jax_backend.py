@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 import jax
@@ -95,7 +96,7 @@ def keep_state() -> None:
     memory, and fills them from `_jax_state`, which the first step has yet to
     write. An error while that step is traced would lose every weight.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         owner, state = (frame.f_locals.get(name) for name in ("self", "state"))
         if (
