@@ -134,7 +134,9 @@ def _restarts(step):
 
 
 def _polynomial(step):
-    share = 1.0 - min(step, 15) / 15
+    # 16 steps, not 15: XLA turns step/15 into step·(1/15), which is more than
+    # 1 at the end, and Keras' schedule then returns NaN for this power.
+    share = 1.0 - min(step, 16) / 16
     return (0.02 - 0.005) * share**1.5 + 0.005
 
 
@@ -177,7 +179,7 @@ SCHEDULES = {
         0.03,
     ),
     "polynomial": Schedule(
-        lambda: _schedules.PolynomialDecay(0.02, 15, 0.005, power=1.5),
+        lambda: _schedules.PolynomialDecay(0.02, 16, 0.005, power=1.5),
         _polynomial,
         0.02,
     ),
