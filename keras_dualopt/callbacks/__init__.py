@@ -1,0 +1,6 @@
+"""Callbacks for `fit`: what drifts, and what is kept."""
+
+from keras_dualopt.callbacks.drift import Drift
+from keras_dualopt.callbacks.record import DriftRecord
+
+__all__ = ["Drift", "DriftRecord"]

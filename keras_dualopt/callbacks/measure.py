@@ -1,0 +1,278 @@
+"""How far the weights are, and how much of a step the pull took back."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_dualopt.anchored import AnchoredOptimizer
+from keras_dualopt.layers import layers_of
+
+LOG_KEYS = (
+    "drift",
+    "drift_shallow",
+    "drift_deep",
+    "pull_share",
+    "update_ratio",
+)
+
+# The distance from 1 to the next number; the arithmetic here is float32's.
+_ROUNDING = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+
+def present(variable: keras.Variable) -> Any:
+    """Return a variable's value, outside of torch's gradient tape."""
+    return ops.stop_gradient(variable.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """θ_{t−1}, and what the step from there to θ_t will be taken with.
+
+    Args:
+        values: A real copy of each weight, by the variable's id: the live
+            buffer is moved in place on torch and donated on JAX.
+        iterations: The number of updates before the step.
+        rate: η_t.
+    """
+
+    values: dict[int, Any]
+    iterations: int
+    rate: float
+
+    @classmethod
+    def of(
+        cls,
+        optimizer: AnchoredOptimizer,
+        variables: Sequence[keras.Variable],
+    ) -> "Snapshot":
+        """Copy the weights."""
+        return cls(
+            {id(v): ops.copy(present(v)) for v in variables},
+            iterations_of(optimizer),
+            rate_of(optimizer),
+        )
+
+    def at(self, rate: float) -> "Snapshot":
+        """Return the same weights before a step at another learning rate."""
+        return dataclasses.replace(self, rate=rate)
+
+
+def iterations_of(optimizer: AnchoredOptimizer) -> int:
+    """Return the number of updates so far; micro-steps do not count."""
+    return int(ops.convert_to_numpy(optimizer.iterations))
+
+
+def rate_of(optimizer: AnchoredOptimizer) -> float:
+    """Return η_t of the next step."""
+    return float(ops.convert_to_numpy(optimizer.learning_rate))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What one look at the weights found; NaN where it is not defined.
+
+    Args:
+        step: The number of updates so far.
+        layers: For each quantity, one number a layer.
+        totals: One number for each of `LOG_KEYS`.
+    """
+
+    step: int
+    layers: dict[str, Any]
+    totals: dict[str, float]
+
+
+class Measure:
+    """Measures the layers of one optimizer that have something to measure.
+
+    In fine-tune mode these are the layers with an anchor or a pull, in scratch
+    mode all of them.
+
+    Args:
+        optimizer: A built DualOpt.
+    """
+
+    def __init__(self, optimizer: AnchoredOptimizer) -> None:
+        plan = optimizer._built_parts("layers").plan
+        self.mode: str = optimizer._arguments.mode
+        self._optimizer = optimizer
+        measured = [
+            not getattr(variable, "overwrite_with_gradient", False)
+            and (self.mode == "scratch" or anchored or strength > 0.0)
+            for variable, anchored, strength in zip(
+                optimizer._trainable_variables,
+                plan.anchored,
+                plan.strengths,
+                strict=True,
+            )
+        ]
+        layers = [
+            (layer.name, layer.relative, kept)
+            for layer in layers_of(plan)
+            if (kept := [i for i in layer.indices if measured[i]])
+        ]
+        self.names = [name for name, _, _ in layers]
+        # Names change when a model is reloaded, places do not.
+        self.places = [plan.places[kept[0]].key for _, _, kept in layers]
+        self.relative = np.array(
+            [np.nan if r is None else r for _, r, _ in layers], dtype="float64"
+        )
+        self._indices = [i for _, _, indices in layers for i in indices]
+        self._layer = np.repeat(
+            np.arange(len(layers)), [len(indices) for _, _, indices in layers]
+        )
+        # LoRA's second factor is pulled to 0, which is no pretrained value.
+        self._drifts = np.array(
+            [self.mode == "scratch" or plan.anchored[i] for i in self._indices],
+            dtype=bool,
+        )
+
+    def iterations(self) -> int:
+        """Return the number of updates so far; micro-steps do not count."""
+        return iterations_of(self._optimizer)
+
+    def __call__(self, before: Snapshot | None) -> Sample:
+        """Measure now; what concerns a step only if one was watched."""
+        optimizer = self._optimizer
+        parts = optimizer._built_parts("layers")
+        step = self.iterations()
+        ratio = np.zeros(len(self._indices), dtype="float32")
+        factors = ratio
+        if before is not None:
+            ratio = self._ratio(before.rate)
+            if step - before.iterations == 1:
+                with np.errstate(divide="ignore"):
+                    factors = ratio / (1.0 - ratio)
+                factors[ratio == 1.0] = np.nan
+            else:
+                # Several pulls in between: their sum is not known.
+                factors = np.full_like(ratio, np.nan)
+        sums = _sums_of_squares(
+            [optimizer._trainable_variables[i] for i in self._indices],
+            [parts.anchors.slots[i] for i in self._indices],
+            before,
+            factors,
+        )
+        return self._sample(step, ratio, sums, before is not None)
+
+    def _ratio(self, rate: float) -> Any:
+        """Return ρ of each weight, in the arithmetic of the step itself."""
+        pull = self._optimizer._built_parts("layers").pull
+        share = np.float32(rate) / np.float32(pull.reference)
+        strengths = np.array(pull.strengths, dtype="float32")[self._indices]
+        return np.clip(share * strengths, np.float32(0.0), np.float32(1.0))
+
+    def _sample(
+        self, step: int, ratio: Any, sums: dict[str, Any], watched: bool
+    ) -> Sample:
+        count = len(self.names)
+        strength = np.zeros(count)
+        np.maximum.at(strength, self._layer, ratio)
+        layers = {
+            name: self._ratios(sums, name, self._layer, count)
+            for name in ("drift", "pull_share", "update_ratio")
+        }
+        layers["strength"] = strength if watched else np.full(count, np.nan)
+
+        depth = self.relative[self._layer]
+        totals = {
+            "drift": self._total(sums, "drift", np.isfinite(depth)),
+            "drift_shallow": self._total(sums, "drift", depth < 0.5),
+            "drift_deep": self._total(sums, "drift", depth >= 0.5),
+        }
+        for name in ("pull_share", "update_ratio"):
+            totals[name] = self._total(sums, name, np.isfinite(depth))
+        return Sample(step, layers, totals)
+
+    def _total(self, sums: dict[str, Any], name: str, chosen: Any) -> float:
+        groups = np.where(chosen, 0, 1)
+        if name == "pull_share":
+            # Where ρ = 1 the proposed step is lost: the others speak for it.
+            groups = np.where(np.isnan(sums["proposed"]), 1, groups)
+        return float(self._ratios(sums, name, groups, 2)[0])
+
+    def _ratios(
+        self, sums: dict[str, Any], name: str, groups: Any, count: int
+    ) -> Any:
+        """Return ‖numerator‖ / ‖denominator‖ of each group of weights."""
+        upper, lower = {
+            "drift": ("distance", "anchor"),
+            "pull_share": ("pull", "proposed"),
+            "update_ratio": ("step", "before"),
+        }[name]
+        above, below = np.zeros(count), np.zeros(count)
+        chosen = self._drifts if name == "drift" else np.full(len(groups), True)
+        np.add.at(above, groups[chosen], sums[upper][chosen])
+        np.add.at(below, groups[chosen], sums[lower][chosen])
+        if name == "drift" and self.mode == "scratch":
+            filled = np.isin(np.arange(count), groups)
+            return np.where(filled, np.sqrt(above), np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(below > 0.0, np.sqrt(above / below), np.nan)
+
+
+def _sums_of_squares(
+    variables: Sequence[keras.Variable],
+    anchors: Sequence[keras.Variable | None],
+    before: Snapshot | None,
+    factors: Any,
+) -> dict[str, Any]:
+    """Return Σ(θ−a)², Σa² and, of the step, Σ(θ_t−θ_{t−1})² and its parts.
+
+    Computed on the device; one array comes back. An ordinary step is undone
+    exactly: with k = ρ/(1−ρ), the pull ρ(θ_pre−a) is k(θ_t−a), and the
+    proposed step θ_pre−θ_{t−1} is (θ_t−θ_{t−1}) + k(θ_t−a).
+    """
+    rows = []
+    for variable, anchor, factor in zip(
+        variables, anchors, factors, strict=True
+    ):
+        now = ops.cast(present(variable), "float32")
+        target = (
+            ops.zeros_like(now)
+            if anchor is None
+            else ops.cast(present(anchor), "float32")
+        )
+        distance = ops.subtract(now, target)
+        row = [_square_sum(distance), _square_sum(target)]
+        if before is not None:
+            past = ops.cast(before.values[id(variable)], "float32")
+            step = ops.subtract(now, past)
+            proposed = ops.add(step, ops.multiply(distance, float(factor)))
+            row += [_square_sum(t) for t in (step, past, proposed)]
+        rows.append(ops.stack(row))
+    if not rows:
+        table = np.zeros((0, 5))
+    else:
+        table = ops.convert_to_numpy(ops.stack(rows)).astype("float64")
+    distance, target = table[:, 0], table[:, 1]
+    if before is None:
+        missing = np.full(len(rows), np.nan)
+        step = past = proposed = pull = missing
+    else:
+        step, past, proposed = table[:, 2], table[:, 3], table[:, 4]
+        pull = np.square(factors.astype("float64")) * distance
+        # No gradient, no pull: the weight did not move at all. And JAX hands
+        # out zeros as gradients of weights that are not used: there the pull
+        # is all of the step, and what else there seems to be is rounding.
+        idle = (step == 0.0) & np.isfinite(proposed)
+        noise = np.array([_ROUNDING.get(v.dtype, 2.0**-23) for v in variables])
+        still = idle | (proposed <= np.square(4.0 * noise) * past)
+        pull = np.where(idle, 0.0, pull)
+        proposed = np.where(still, 0.0, proposed)
+    return {
+        "distance": distance,
+        "anchor": target,
+        "step": step,
+        "before": past,
+        "proposed": proposed,
+        "pull": pull,
+    }
+
+
+def _square_sum(tensor: Any) -> Any:
+    return ops.sum(ops.square(tensor))

@@ -1,0 +1,6 @@
+"""Pictures: one for each question, legible where colours are not told apart."""
+
+from keras_dualopt.plots.heat_map import draw_drift
+from keras_dualopt.plots.strength import plot_strength
+
+__all__ = ["draw_drift", "plot_strength"]

@@ -1,0 +1,49 @@
+"""A figure to draw on. matplotlib is optional, imported when one is drawn."""
+
+import os
+from typing import Any
+
+# Okabe and Ito's colours: told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKS = ("o", "s", "^", "D", "v", "P")
+COLOUR_MAP = "viridis"
+
+
+def new_figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
+    """Return an empty figure and its axes; no window, no global state.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        **layout: As in `Figure.subplots`, or with `mosaic` as in
+            `Figure.subplot_mosaic`.
+
+    Raises:
+        ImportError: Without matplotlib; names the extra that brings it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Expected: matplotlib, to draw a picture. Received: an "
+            "environment without it. Install it with `pip install "
+            "keras-dualopt[plots]`; the numbers are there without it."
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    if "mosaic" in layout:
+        return figure, figure.subplot_mosaic(**layout)
+    return figure, figure.subplots(**layout)
+
+
+def finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+    """Save a figure, if there is a path, and return it."""
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def as_percent(axis: Any) -> None:
+    """Label an axis of shares in per cent."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1.0))

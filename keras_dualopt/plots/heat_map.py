@@ -1,0 +1,128 @@
+"""Depth over time, as a heat map, with the totals beside it."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_dualopt.plots.canvas import (
+    COLOUR_MAP,
+    COLOURS,
+    MARKS,
+    as_percent,
+    finish,
+    new_figure,
+)
+
+_MOST_NAMES = 24
+
+_QUANTITIES = {
+    "drift": "drift ‖θ − θ₀‖ / ‖θ₀‖",
+    "strength": "strength ρ: share of the way back per step",
+    "pull_share": "share of the step taken back by the pull",
+    "update_ratio": "update ‖θₜ − θₜ₋₁‖ / ‖θₜ₋₁‖",
+}
+
+
+def draw_drift(
+    record: Any, quantity: str, path: str | os.PathLike[str] | None = None
+) -> Any:
+    """Draw a heat map of depth over time, with the totals beside it.
+
+    Args:
+        record: A `DriftRecord` with at least one sample.
+        quantity: What the colours show; as in `DriftRecord.matrix`.
+        path: Where to save the picture. Default: nowhere.
+    """
+    figure, axes = new_figure(
+        11.0,
+        min(max(4.6, 1.6 + 0.22 * len(record.layers)), 7.5),
+        mosaic=[["map", "drift"], ["map", "share"], ["map", "ratio"]],
+        width_ratios=[2.0, 1.0],
+    )
+    names = dict(_QUANTITIES)
+    shares = set(_QUANTITIES)
+    if record.mode == "scratch":
+        names["drift"] = "norm ‖θ‖"
+        shares.remove("drift")
+    bar = _draw_map(figure, axes["map"], record, quantity)
+    bar.set_label(names[quantity])
+    if quantity in shares:
+        as_percent(bar.ax.yaxis)
+    places = {"drift": "drift", "pull_share": "share", "update_ratio": "ratio"}
+    for key, place in places.items():
+        _draw_total(axes[place], record, key)
+        axes[place].set_title(names[key], fontsize=9)
+        if key in shares:
+            as_percent(axes[place].yaxis)
+    axes["ratio"].set_xlabel("step (updates so far)")
+    return finish(figure, path)
+
+
+def _draw_total(axes: Any, record: Any, key: str) -> None:
+    steps, totals = record.steps, record.totals
+    labels = {key: "all layers"}
+    if key == "drift":
+        labels |= {"drift_shallow": "r < 0.5", "drift_deep": "r ≥ 0.5"}
+    for number, (name, label) in enumerate(labels.items()):
+        axes.plot(
+            steps,
+            totals[name],
+            color=COLOURS[number],
+            marker=MARKS[number],
+            markersize=3,
+            markevery=max(1, len(steps) // 12),
+            label=label,
+        )
+    axes.grid(alpha=0.3)
+    axes.set_xlim(*_edges(steps)[[0, -1]])
+    axes.set_ylim(bottom=0.0)
+    if len(labels) > 1:
+        # Room for the legend above the lines.
+        axes.set_ylim(top=1.4 * axes.get_ylim()[1])
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+
+
+def _draw_map(figure: Any, axes: Any, record: Any, quantity: str) -> Any:
+    """Draw the map and return its colour bar."""
+    count = len(record.layers)
+    image = axes.pcolormesh(
+        _edges(record.steps),
+        np.arange(count + 1) - 0.5,
+        np.ma.masked_invalid(record.matrix(quantity)),
+        cmap=COLOUR_MAP,
+        vmin=0.0,
+    )
+    axes.set_facecolor("0.85")  # Shows through where nothing is defined.
+    axes.invert_yaxis()
+    axes.set_xlabel("step (updates so far)")
+    shown = np.unique(
+        np.linspace(0, count - 1, min(count, _MOST_NAMES)).round().astype(int)
+    )
+    names = _without_common_start(record.layers)
+    axes.set_yticks(
+        shown,
+        [f"{names[i]}  {record.relative[i]:.2f}" for i in shown],
+        fontsize=8,
+    )
+    axes.set_ylabel("layer and its relative depth, nearest the input on top")
+    return figure.colorbar(image, ax=axes, pad=0.01)
+
+
+def _edges(steps: Any) -> Any:
+    """Return the borders of the columns: halfway between the samples."""
+    steps = np.asarray(steps, dtype="float64")
+    if len(steps) == 1:
+        return np.array([steps[0] - 0.5, steps[0] + 0.5])
+    middle = (steps[1:] + steps[:-1]) / 2.0
+    first, last = 2.0 * steps[0] - middle[0], 2.0 * steps[-1] - middle[-1]
+    return np.concatenate([[first], middle, [last]])
+
+
+def _without_common_start(names: Sequence[str]) -> list[str]:
+    """Return the paths without the folders that all of them share."""
+    parts = [name.split("/") for name in names]
+    while min(map(len, parts)) > 1 and len({p[0] for p in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    return ["/".join(part) for part in parts]

@@ -1,0 +1,338 @@
+"""`Drift`: the numbers are those of the reference, and nothing is disturbed."""
+
+import csv
+import warnings
+
+import keras
+import networks
+import numpy as np
+import pytest
+import reference
+from cases import BACKEND
+
+from keras_dualopt import DualOpt
+from keras_dualopt.callbacks import Drift, DriftRecord
+
+# Float32 training against a float64 reference; the pull is a difference of
+# two nearly equal weights.
+CLOSE = {"rtol": 2e-4, "atol": 2e-6}
+BATCHES = networks.BATCHES
+
+
+class Watched(reference.OlorAdam):
+    """The reference, with what a step consists of."""
+
+    def step(self, g_t, eta_t):
+        self.before = self.theta
+        super().step(g_t, eta_t)
+        m_hat = self.m / (1 - self.beta_1**self.t)
+        v_hat = self.v / (1 - self.beta_2**self.t)
+        move = eta_t * m_hat / (np.sqrt(v_hat) + self.epsilon)
+        self.pre = self.before - move
+        self.ratio = self.rho(eta_t)
+        return self.theta
+
+
+def norm(arrays):
+    return np.sqrt(sum(np.sum(np.square(array)) for array in arrays))
+
+
+def expected(steps, mode):
+    """Return quantity → (layer matrix), and log key → (totals)."""
+    anchor = None if mode == "finetune" else 0.0
+    weights = [
+        Watched(theta, level, anchor)
+        for theta, level in zip(
+            networks.weights(), networks.strengths(mode), strict=True
+        )
+    ]
+    count = networks.LAYERS - (mode == "finetune")
+    groups = [weights[2 * layer : 2 * layer + 2] for layer in range(count)]
+    relative = np.linspace(0.0, 1.0, count)
+
+    def drift(group):
+        distance = norm([w.theta - w.anchor for w in group])
+        if mode == "scratch":
+            return distance
+        return distance / norm([w.anchor for w in group])
+
+    quantities = {
+        "drift": drift,
+        "strength": lambda group: max(w.ratio for w in group),
+        "pull_share": lambda group: (
+            norm([w.ratio * (w.pre - w.anchor) for w in group])
+            / norm([w.pre - w.before for w in group])
+        ),
+        "update_ratio": lambda group: (
+            norm([w.theta - w.before for w in group])
+            / norm([w.before for w in group])
+        ),
+    }
+    matrices = {name: [] for name in quantities}
+    totals = {}
+    everything = [w for group in groups for w in group]
+    chosen = {
+        "drift": ("drift", everything),
+        "drift_shallow": (
+            "drift",
+            [w for g, r in zip(groups, relative) if r < 0.5 for w in g],
+        ),
+        "drift_deep": (
+            "drift",
+            [w for g, r in zip(groups, relative) if r >= 0.5 for w in g],
+        ),
+        "pull_share": ("pull_share", everything),
+        "update_ratio": ("update_ratio", everything),
+    }
+    for step in range(steps):
+        gradients = networks.gradient(step, [w.theta for w in weights])
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.step(gradient, networks.RATE)
+        for name, quantity in quantities.items():
+            matrices[name].append([quantity(group) for group in groups])
+        for key, (name, members) in chosen.items():
+            totals.setdefault(key, []).append(quantities[name](members))
+    return (
+        {name: np.transpose(rows) for name, rows in matrices.items()},
+        {key: np.array(values) for key, values in totals.items()},
+    )
+
+
+def watched_fit(drift, optimizer, epochs=1, callbacks=(), **arguments):
+    model = networks.compiled(optimizer, networks.weights(), **arguments)
+    x, y = networks.data()
+    history = model.fit(
+        x,
+        y,
+        batch_size=networks.BATCH,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[drift, *callbacks],
+    )
+    return model, history.history
+
+
+@pytest.mark.parametrize("mode", ["finetune", "scratch"])
+def test_record_and_logs_are_those_of_the_reference(mode, tmp_path):
+    arguments = networks.FINETUNE if mode == "finetune" else networks.SCRATCH
+    table = tmp_path / "log.csv"
+    drift = Drift(every=1, file=tmp_path / "drift.npz")
+    _, history = watched_fit(
+        drift,
+        DualOpt(networks.RATE, **arguments),
+        epochs=2,
+        callbacks=[keras.callbacks.CSVLogger(table)],
+    )
+    steps = 2 * BATCHES
+    matrices, totals = expected(steps, mode)
+
+    assert list(drift.record.steps) == list(range(1, steps + 1))
+    count = len(matrices["drift"])
+    assert [name.rpartition("/")[2] for name in drift.record.layers] == [
+        f"dense_{layer}" for layer in range(count)
+    ]
+    np.testing.assert_allclose(
+        drift.record.relative, np.linspace(0.0, 1.0, count)
+    )
+    for name, matrix in matrices.items():
+        np.testing.assert_allclose(
+            drift.record.matrix(name), matrix, **CLOSE, err_msg=name
+        )
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    ends = [BATCHES - 1, 2 * BATCHES - 1]
+    for key, values in totals.items():
+        np.testing.assert_allclose(
+            drift.record.totals[key], values, **CLOSE, err_msg=key
+        )
+        np.testing.assert_allclose(history[key], values[ends], **CLOSE)
+        np.testing.assert_allclose(
+            [float(row[key]) for row in rows], values[ends], **CLOSE
+        )
+
+    read = DriftRecord.load(tmp_path / "drift.npz")
+    assert (read.mode, read.layers) == (mode, drift.record.layers)
+    np.testing.assert_array_equal(read.steps, drift.record.steps)
+    for name in matrices:
+        np.testing.assert_array_equal(
+            read.matrix(name), drift.record.matrix(name)
+        )
+
+
+def test_every_kth_step_and_the_last_of_each_epoch_are_sampled():
+    drift = Drift(every=3)
+    _, history = watched_fit(
+        drift, DualOpt(networks.RATE, **networks.FINETUNE), epochs=3
+    )
+    # Steps 0, 3, 6, 9 of the run, and 3, 7, 11: counted after the update.
+    assert list(drift.record.steps) == [1, 4, 7, 8, 10, 12]
+    _, totals = expected(3 * BATCHES, "finetune")
+    for key, values in totals.items():
+        np.testing.assert_allclose(history[key], values[3::4], **CLOSE)
+
+
+def test_training_is_the_same_with_and_without():
+    plain = networks.compiled(
+        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
+    )
+    networks.fit(plain, BATCHES)
+    model, _ = watched_fit(
+        Drift(every=2), DualOpt(networks.RATE, **networks.FINETUNE)
+    )
+    networks.assert_same(
+        networks.arrays(model.trainable_variables),
+        networks.arrays(plain.trainable_variables),
+    )
+
+
+def test_steps_between_samples_are_left_alone(monkeypatch):
+    looked = []
+    model = networks.compiled(
+        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
+    )
+    drift = Drift(every=BATCHES)
+
+    class Counting(keras.callbacks.Callback):
+        """Counts how often JAX's state is brought back in an epoch."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            looked.append(getattr(self._model, "_jax_state_synced", False))
+
+    x, y = networks.data()
+    model.fit(
+        x[: 3 * networks.BATCH],
+        y[: 3 * networks.BATCH],
+        batch_size=1,
+        verbose=0,
+        callbacks=[drift, Counting()],
+    )
+    # 24 steps: sampled 0, 4, 8, …, 20 and 23; closed one step later each.
+    disturbed = {s + late for s in (0, 4, 8, 12, 16, 20) for late in (0, 1)}
+    disturbed |= {23}
+    if BACKEND == "jax":
+        assert {i for i, synced in enumerate(looked) if synced} == disturbed
+    # An override would make `fit` wait for the device after every step.
+    assert Drift.on_train_batch_end is (
+        keras.callbacks.Callback.on_train_batch_end
+    )
+    assert len(drift.record) == 7
+
+
+def test_an_update_of_several_micro_steps_is_one_sample():
+    drift = Drift(every=3)
+    _, history = watched_fit(
+        drift,
+        DualOpt(
+            networks.RATE, gradient_accumulation_steps=2, **networks.FINETUNE
+        ),
+        epochs=2,
+    )
+    # Micro-steps 0, 3 and 6 of 8; updates are taken in 1, 3, 5 and 7.
+    assert list(drift.record.steps) == [1, 2, 4]
+    assert np.isfinite(drift.record.matrix("pull_share")).all()
+    ratios = drift.record.matrix("strength")[:, 0]
+    # From θ₀, the first pull takes back ρ of the way exactly.
+    np.testing.assert_allclose(
+        drift.record.matrix("pull_share")[:, 0], ratios, rtol=1e-4
+    )
+    assert len(history["pull_share"]) == 2
+
+
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="Keras refuses steps_per_execution on torch"
+)
+def test_several_steps_at_once_have_no_pull_share_but_a_drift():
+    drift = Drift(every=1)
+    _, history = watched_fit(
+        drift,
+        DualOpt(networks.RATE, **networks.FINETUNE),
+        epochs=2,
+        steps_per_execution=2,
+    )
+    assert list(drift.record.steps) == [2, 4, 6, 8]
+    _, totals = expected(2 * BATCHES, "finetune")
+    np.testing.assert_allclose(history["drift"], totals["drift"][3::4], **CLOSE)
+    assert np.isnan(history["pull_share"]).all()
+    assert np.isnan(drift.record.matrix("pull_share")).all()
+    assert (drift.record.matrix("update_ratio") > 0.0).all()
+
+
+def test_full_rollback_is_left_out_of_the_share():
+    drift = Drift(every=1)
+    watched_fit(
+        drift,
+        DualOpt(networks.RATE, rollback=1.0, rollback_min=0.2, power=1.0),
+    )
+    share = drift.record.matrix("pull_share")
+    assert np.isnan(share[0]).all()
+    assert np.isfinite(share[1:]).all()
+    np.testing.assert_array_equal(drift.record.matrix("drift")[0], 0.0)
+    assert np.isfinite(drift.record.totals["pull_share"]).all()
+
+
+def test_a_layer_that_is_not_used_has_no_pull_share():
+    inputs = keras.Input((3,))
+    used = keras.layers.Dense(3, name="used")(inputs)
+    inner = keras.Model(inputs, used, name="backbone")
+    idle = keras.layers.Dense(3, name="idle")
+    inner.idle = idle  # Owned and pretrained, never called.
+    idle.build((None, 3))
+    model = keras.Sequential(
+        [keras.Input((3,)), inner, keras.layers.Dense(2, name="head")]
+    )
+    depth = {".*used/.*": 0.0, ".*idle/.*": 0.7, ".*head/.*": None}
+    model.compile(DualOpt(0.1, rollback=0.3, depth=depth), "mse")
+    x, y = networks.data()
+    # Move away from θ₀ first, so that a pull would show.
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.anchor_at()
+    idle.kernel.assign(np.ones((3, 3), "float32"))
+    drift = Drift(every=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]radients")
+        model.fit(x, y, verbose=0, callbacks=[drift])
+    names = [name.rpartition("/")[2] for name in drift.record.layers]
+    row = names.index("idle")
+    assert drift.record.matrix("drift")[row, 0] > 0.0
+    assert np.isnan(drift.record.matrix("pull_share")[row, 0])
+    moved = drift.record.matrix("update_ratio")[row, 0]
+    # JAX hands out zeros as gradients, so that there the pull goes on.
+    assert (moved > 0.0) == (BACKEND == "jax")
+
+
+def test_a_wrapped_optimizer_and_a_reloaded_model_are_watched(tmp_path):
+    drift = Drift(every=1)
+    model, _ = watched_fit(
+        drift,
+        keras.optimizers.LossScaleOptimizer(
+            DualOpt(networks.RATE, **networks.FINETUNE), initial_scale=8.0
+        ),
+    )
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    networks.fit(again, 2, start=BATCHES, callbacks=[drift])
+    # The record goes on where it was.
+    assert list(drift.record.steps) == [1, 2, 3, 4, 5, 6]
+    matrices, _ = expected(BATCHES + 2, "finetune")
+    for name, matrix in matrices.items():
+        np.testing.assert_allclose(
+            drift.record.matrix(name), matrix, **CLOSE, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.0, True])
+def test_every_must_be_a_number_of_steps(every):
+    with pytest.raises(ValueError, match=r"`every`.*Received"):
+        Drift(every=every)
+
+
+def test_another_optimizer_is_refused_before_training():
+    model = networks.compiled(keras.optimizers.Adam(), networks.weights())
+    with pytest.raises(ValueError, match=r"Received: one compiled with Adam"):
+        networks.fit(model, 1, callbacks=[Drift()])
+
+
+def test_a_quantity_that_is_not_measured_is_refused():
+    record = DriftRecord("finetune", ["a"], [0.0])
+    with pytest.raises(ValueError, match="'speed'"):
+        record.matrix("speed")
