@@ -42,8 +42,8 @@ class Adam(PaperRule):
     >>> weight = keras.Variable([1.0, 2.0])
     >>> optimizer = keras_dualopt.bases.Adam(learning_rate=0.1)
     >>> optimizer.apply([keras.ops.ones(2)], [weight])
-    >>> print(weight.numpy().round(4).tolist())
-    [0.9, 1.9]
+    >>> print(weight.numpy())
+    [0.9 1.9]
     """
 
     def __init__(

@@ -37,8 +37,8 @@ class SGD(PaperRule):
     >>> weight = keras.Variable([1.0, 2.0])
     >>> optimizer = keras_dualopt.bases.SGD(learning_rate=0.1)
     >>> optimizer.apply([keras.ops.ones(2)], [weight])
-    >>> print(weight.numpy().round(4).tolist())
-    [0.99, 1.99]
+    >>> print(weight.numpy())
+    [0.99 1.99]
     """
 
     def __init__(
