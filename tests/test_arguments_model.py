@@ -1,0 +1,328 @@
+"""What does not fit the model, or comes at the wrong time, is refused."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from cases import DEPTHS, make_variables
+from loops import tensors
+from refusals import (
+    assert_refuses,
+    built,
+    made,
+    refused,
+    row,
+    small_model,
+)
+
+from keras_dualopt import DualOpt, layer_depth
+
+NAN = math.nan
+
+
+def with_head():
+    return layer_depth(small_model(), head=["small/last/.*"])
+
+
+DEPTH = [
+    row(
+        "depth a list",
+        made(depth=[0.0, 1.0]),
+        "`depth` to be None, a `LayerDepth` or a dict",
+        "list [0.0, 1.0]",
+        "{pattern: relative depth}",
+        TypeError,
+    ),
+    row(
+        "depth empty",
+        made(depth={}),
+        "`depth` to name at least one pattern",
+        "an empty dict",
+        "`None` finds the depths by itself",
+    ),
+    *(
+        row(
+            f"depth {value!r}",
+            made(depth={"a/.*": 0.0, "b/.*": value}),
+            "depth['b/.*'] in [0, 1]",
+            repr(value),
+            "or None for weights that were not pretrained",
+        )
+        for value in (1.5, -0.1)
+    ),
+    row(
+        "depth NaN",
+        made(depth={"a": NAN}),
+        "`depth['a']` to be finite",
+        "nan",
+        "finite",
+    ),
+    row(
+        "depth no regular expression",
+        made(depth={"a(": 0.5}),
+        "`depth` to hold valid regular expressions",
+        "'a('",
+        "unterminated",
+    ),
+    row(
+        "depth not a string",
+        made(depth={3: 0.5}),
+        "`depth` to hold regular expressions (str)",
+        "int 3",
+        "str",
+        TypeError,
+    ),
+    row(
+        "depth with a head in scratch mode",
+        lambda: DualOpt(mode="scratch", depth=with_head()),
+        "a `depth` in which the output layer counts",
+        "one with a head",
+        "`layer_depth(model, head=())`",
+    ),
+    row(
+        "exclude a dict",
+        made(exclude={"a": 1}),
+        "`exclude` to be one or several regular expressions",
+        "dict",
+        "one or several",
+        TypeError,
+    ),
+    row(
+        "exclude no regular expression",
+        made(exclude=["*bias"]),
+        "`exclude` to hold valid regular expressions",
+        "'*bias'",
+        "nothing to repeat",
+    ),
+    row(
+        "exclude not a string",
+        made(exclude=[keras.layers.Dense]),
+        "`exclude` to hold regular expressions (str)",
+        "Dense",
+        "str",
+        TypeError,
+    ),
+]
+
+
+def build_on_model(optimizer, model, trainable=None):
+    optimizer.bind(model).build(trainable or model.trainable_variables)
+    return optimizer
+
+
+def frozen_model():
+    model = small_model()
+    model.layers[0].trainable = False
+    return model
+
+
+BUILD = [
+    row(
+        "depth pattern that matches nothing",
+        lambda: built(depth={"stm/.*": 0.0, ".*": 0.5}),
+        "every pattern of `depth` to win at least one variable",
+        "'stm/.*'",
+        "For a part of a path write '.*stm/.*.*'",
+    ),
+    row(
+        "depth pattern that an earlier one beats",
+        lambda: built(depth={".*": 0.5, "stem/.*": 0.0}),
+        "every pattern of `depth` to win at least one variable",
+        "'stem/.*'",
+        "Put the narrower pattern first",
+    ),
+    row(
+        "variable that no depth pattern matches",
+        lambda: built(depth={"stem/.*": 0.0, "deep/.*": 1.0}),
+        "a pattern of `depth` for every variable",
+        "'middle/kernel'",
+        "'.*' as the last pattern takes the rest",
+    ),
+    row(
+        "depth pattern that matches a part only",
+        lambda: built(depth={"stem": 0.0, ".*": 0.5}),
+        "every pattern of `depth` to win at least one variable",
+        "'stem'",
+        "'.*stem.*'",
+    ),
+    row(
+        "exclude pattern that matches nothing",
+        lambda: built(exclude=["stem/bias", "bias"]),
+        "every pattern of `exclude` to match the whole path",
+        "'bias'",
+        "'.*bias.*'",
+    ),
+    row(
+        "no model to be found",
+        lambda: DualOpt().build(make_variables()),
+        "a Keras model that owns the variables",
+        "6 variables",
+        "optimizer.bind(model)",
+    ),
+    row(
+        "a model that does not own the variables",
+        lambda: build_on_model(DualOpt(), small_model(), make_variables()),
+        "the model this optimizer is bound to",
+        "'stem/kernel' of another",
+        "Make a new DualOpt for each model",
+    ),
+    row(
+        "nothing but a head",
+        lambda: (
+            DualOpt()
+            .bind(
+                model := small_model(), head=["small/first/.*", "small/last/.*"]
+            )
+            .build(model.trainable_variables)
+        ),
+        "at least one pretrained layer",
+        "every layer was taken for a new head",
+        "bind(model, head=())",
+    ),
+]
+
+
+def step_after_drop():
+    optimizer, variables = DualOpt(depth=DEPTHS), make_variables()
+    optimizer.build(variables)
+    optimizer.drop_anchors()
+    ones = [np.ones(variable.shape) for variable in variables]
+    optimizer.apply(tensors(ones, variables), variables)
+
+
+SETTINGS = {
+    "mode": "scratch",
+    "rollback": 0.5,
+    "rollback_min": 0.002,
+    "weight_decay": 0.1,
+    "weight_decay_min": 0.1,
+    "power": 3.0,
+    "depth": {".*": 0.0},
+    "exclude": [".*"],
+}
+
+AFTER_BUILD = [
+    *(
+        row(
+            f"setting {name}",
+            lambda name=name, value=value: setattr(built(), name, value),
+            f"`{name}` to stay as it was when the optimizer was built",
+            repr(value),
+            "`new.anchor_at(old)`",
+        )
+        for name, value in SETTINGS.items()
+    ),
+    row(
+        "bind to another model",
+        lambda: built().bind(small_model()),
+        "`bind` before the optimizer is built",
+        "'small'",
+        "Make a new DualOpt for each model",
+    ),
+    row(
+        "bind with a head in scratch mode",
+        lambda: DualOpt(mode="scratch").bind(
+            small_model(), head="small/last/.*"
+        ),
+        "no `head` in scratch mode",
+        "head='small/last/.*'",
+        "counts as the deepest",
+    ),
+    row(
+        "bind with a head beside depth",
+        lambda: DualOpt(depth=DEPTHS).bind(small_model(), head="small/last/.*"),
+        "either `depth=` or `bind(head=...)`",
+        "both",
+        "`layer_depth(model, head=...)`",
+    ),
+    row(
+        "anchors before build",
+        lambda: DualOpt().anchors,
+        "a built optimizer",
+        "no anchors yet",
+        "optimizer.build(model.trainable_variables)",
+    ),
+    row(
+        "summary before build",
+        lambda: DualOpt().summary(),
+        "a built optimizer",
+        "no depths yet",
+        "optimizer.build(model.trainable_variables)",
+    ),
+    row(
+        "anchor_at in scratch mode",
+        lambda: DualOpt(mode="scratch").anchor_at(),
+        "`anchor_at` in fine-tune mode",
+        "scratch mode",
+        "no anchors",
+    ),
+    row(
+        "drop_anchors in scratch mode",
+        lambda: DualOpt(mode="scratch").drop_anchors(),
+        "`drop_anchors` in fine-tune mode",
+        "scratch mode",
+        "no anchors",
+    ),
+    row(
+        "anchor_at a number",
+        lambda: built().anchor_at(3),
+        "None, a model, the path of a weights file, or another DualOpt",
+        "int 3",
+        "DualOpt",
+        TypeError,
+    ),
+    row(
+        "a step after drop_anchors",
+        step_after_drop,
+        "anchors to pull the weights to",
+        "an optimizer whose anchors were dropped",
+        "`optimizer.anchor_at()`",
+    ),
+    row(
+        "exclude_from_weight_decay",
+        lambda: DualOpt().exclude_from_weight_decay(var_names=["bias"]),
+        "`DualOpt(exclude=[...])`",
+        "var_names=['bias']",
+        "exclude",
+    ),
+    row(
+        "a variable it was not built on",
+        lambda: built().apply([np.ones(2)], [keras.Variable(np.ones(2))]),
+        "the 6 variables this optimizer was built on",
+        "variable",
+        "`new.anchor_at(old)`",
+    ),
+]
+
+
+@refused(DEPTH)
+def test_constructor_refuses_the_depth(action, error, words):
+    assert_refuses(action, error, words)
+
+
+@refused(BUILD)
+def test_build_refuses(action, error, words):
+    assert_refuses(action, error, words)
+
+
+@refused(AFTER_BUILD)
+def test_use_refuses(action, error, words):
+    assert_refuses(action, error, words)
+
+
+def test_exclude_may_name_a_frozen_weight():
+    model = frozen_model()
+    optimizer = DualOpt(exclude="small/first/bias").bind(model, head=())
+    optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match="small/first/bia'"):
+        DualOpt(exclude="small/first/bia").bind(model, head=()).build(
+            model.trainable_variables
+        )
+
+
+def test_depth_pattern_may_win_a_frozen_weight():
+    model = frozen_model()
+    depth = {"small/first/.*": 0.0, "small/last/.*": 1.0}
+    optimizer = DualOpt(depth=depth).bind(model)
+    optimizer.build(model.trainable_variables)
