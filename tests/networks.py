@@ -1,0 +1,203 @@
+"""A small network twice: in Keras, and in NumPy with gradients by hand.
+
+What `fit` does to the Keras one is compared with what `reference.train` does
+to the NumPy one, on the same batches in the same order.
+"""
+
+import keras
+import numpy as np
+import reference
+from cases import BACKEND
+
+WIDTHS = (3, 5, 4, 4, 2)
+LAYERS = len(WIDTHS) - 1
+BATCH, BATCHES = 8, 4
+RATE = 0.03
+
+# No `depth=`: found from the layer graph. The last layer is the head.
+FINETUNE = {
+    "mode": "finetune",
+    "rollback": 0.21,
+    "rollback_min": 0.013,
+    "power": 1.7,
+}
+SCRATCH = {
+    "mode": "scratch",
+    "weight_decay": 0.9,
+    "weight_decay_min": 0.11,
+    "power": 1.7,
+}
+
+
+def weights(seed=3):
+    """Return kernels and biases in the order of `trainable_variables`."""
+    random = np.random.default_rng(seed)
+    arrays = []
+    for rows, columns in zip(WIDTHS, WIDTHS[1:], strict=False):
+        arrays.append(random.normal(0.0, 0.6, (rows, columns)))
+        arrays.append(random.uniform(0.1, 0.4, columns))
+    return [array.astype("float32") for array in arrays]
+
+
+def data(batches=BATCHES, seed=4):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(batches * BATCH, WIDTHS[0]))
+    y = random.normal(size=(batches * BATCH, WIDTHS[-1]))
+    return x.astype("float32"), y.astype("float32")
+
+
+def network(start=None, dtype=None, **layer_arguments):
+    """Return the Keras network with given weights, not compiled."""
+    layers = [keras.Input((WIDTHS[0],))]
+    for index, width in enumerate(WIDTHS[1:]):
+        last = index == LAYERS - 1
+        layers.append(
+            keras.layers.Dense(
+                width,
+                activation=None if last else "tanh",
+                dtype=dtype,
+                name=f"dense_{index}",
+                **layer_arguments,
+            )
+        )
+    model = keras.Sequential(layers)
+    if start is not None:
+        model.set_weights(start)
+    return model
+
+
+def compiled(optimizer, start=None, dtype=None, **arguments):
+    model = network(start, dtype)
+    arguments.setdefault("jit_compile", BACKEND == "jax")
+    model.compile(optimizer, "mse", **arguments)
+    return model
+
+
+def fit(model, steps, start=0, callbacks=(), batches=BATCHES):
+    """Train on the batches `start`, `start` + 1, … in their fixed order."""
+    x, y = data(batches)
+    rows = np.concatenate(
+        [
+            np.arange(BATCH) + BATCH * (step % batches)
+            for step in range(start, start + steps)
+        ]
+    )
+    model.fit(
+        x[rows],
+        y[rows],
+        batch_size=BATCH,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks],
+    )
+
+
+def gradient(step, thetas, batches=BATCHES):
+    """Return the gradient of the mean squared error on batch `step`."""
+    x, y = data(batches)
+    rows = slice(BATCH * (step % batches), BATCH * (step % batches + 1))
+    x, y = np.float64(x[rows]), np.float64(y[rows])
+    values = [x]
+    for index in range(LAYERS):
+        value = values[-1] @ thetas[2 * index] + thetas[2 * index + 1]
+        values.append(value if index == LAYERS - 1 else np.tanh(value))
+    delta = 2.0 * (values[-1] - y) / y.size
+    gradients = [None] * (2 * LAYERS)
+    for index in reversed(range(LAYERS)):
+        gradients[2 * index] = values[index].T @ delta
+        gradients[2 * index + 1] = delta.sum(axis=0)
+        delta = (delta @ thetas[2 * index].T) * (1.0 - values[index] ** 2)
+    return gradients
+
+
+def strengths(mode="finetune", eta=RATE):
+    """Return λ of `reference.Weight` for each variable of the network."""
+    if mode == "finetune":
+        levels = [
+            reference.f(
+                index / (LAYERS - 2),
+                FINETUNE["rollback"],
+                FINETUNE["rollback_min"],
+                FINETUNE["power"],
+            )
+            / eta
+            for index in range(LAYERS - 1)
+        ]
+        levels.append(0.0)
+    else:
+        levels = [
+            reference.w(
+                index / (LAYERS - 1),
+                SCRATCH["weight_decay"],
+                SCRATCH["weight_decay_min"],
+                SCRATCH["power"],
+            )
+            for index in range(LAYERS)
+        ]
+    return [level for level in levels for _ in range(2)]
+
+
+def expected(
+    steps,
+    start=None,
+    mode="finetune",
+    rule=reference.OlorAdam,
+    lambdas=None,
+    rate=RATE,
+    **arguments,
+):
+    """Return the reference's weights after every step of `fit`."""
+    start = weights() if start is None else start
+    anchor = None if mode == "finetune" else 0.0
+    lambdas = strengths(mode) if lambdas is None else lambdas
+    schedule = rate if callable(rate) else lambda step: rate
+    return reference.train(
+        [
+            rule(theta, lambda_i, anchor=anchor)
+            for theta, lambda_i in zip(start, lambdas, strict=True)
+        ],
+        gradient,
+        schedule,
+        steps,
+        **arguments,
+    )
+
+
+def arrays(variables):
+    """Return copies: torch and TensorFlow may hand out the live buffer."""
+    return [
+        np.array(keras.ops.convert_to_numpy(getattr(v, "value", v)))
+        for v in variables
+    ]
+
+
+def assert_close(model, wanted, rtol=1e-5, atol=2e-6):
+    got = arrays(model.trainable_variables)
+    assert len(got) == len(wanted)
+    for value, theta in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(value, theta, rtol=rtol, atol=atol)
+
+
+def assert_same(got, wanted):
+    """Assert equality to the last bit."""
+    assert len(got) == len(wanted)
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def anchors(optimizer):
+    """Return θ₀ as arrays; `None` where a variable has none."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return [
+        None if anchor is None else arrays([anchor])[0]
+        for anchor in optimizer.anchors
+    ]
+
+
+def assert_anchored_at(optimizer, start):
+    """Assert that θ₀ is `start`, and that only the head has none."""
+    found = anchors(optimizer)
+    assert [anchor is None for anchor in found] == (
+        [False] * (len(start) - 2) + [True] * 2
+    )
+    assert_same(found[:-2], start[:-2])
