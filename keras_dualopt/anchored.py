@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import keras
 
-from keras_dualopt import backend, sources, state
+from keras_dualopt import backend, sources, state, state_file
 from keras_dualopt.anchors import DROPPED, TAKEN
 from keras_dualopt.pulling import Parts, PullingOptimizer
 
@@ -143,11 +143,11 @@ class AnchoredOptimizer(PullingOptimizer):
         """Write the state, each entry by what it is and which weight it has."""
         if self._parts is None:
             if self._pending_state is not None:
-                state.rewrite(self._pending_state, store)
+                state_file.rewrite(self._pending_state, store)
             return
         self._settle()
         flag = self._parts.anchors.state
-        state.write(self._table(), store, flag, self._labels())
+        state_file.write(self._table(), store, flag, self._labels())
 
     def load_own_variables(self, store: Any) -> None:
         """Read the state; before `build`, keep it until then.
@@ -156,12 +156,12 @@ class AnchoredOptimizer(PullingOptimizer):
             ValueError: If the state does not fit; it names the first
                 difference, and no variable has been written then.
         """
-        found = state.read(store)
+        found = state_file.read(store)
         if found is None:
             trained = (
                 self._parts is not None and self._parts.anchors.state == TAKEN
             )
-            state.warn_foreign(len(list(store.keys())), trained)
+            state_file.warn_foreign(len(list(store.keys())), trained)
         elif self._parts is None:
             self._pending_state = found
         else:
@@ -170,7 +170,7 @@ class AnchoredOptimizer(PullingOptimizer):
     def _restore(self, found: dict[str, Any]) -> None:
         assert self._parts is not None
         anchors = self._parts.anchors
-        flag = state.flag_of(found)
+        flag = state_file.flag_of(found)
         pairs = state.match(self._table(), found, self._labels())
         if flag == TAKEN and anchors.dropped:
             anchors.revive()
@@ -187,10 +187,10 @@ class AnchoredOptimizer(PullingOptimizer):
         self._pending_state = None
         self._attach_anchors()
 
-    def _table(self) -> state.Table:
+    def _table(self) -> state_file.Table:
         assert self._parts is not None
         owners = [
-            state.Owner(place.key, place.path, tuple(variable.shape))
+            state_file.Owner(place.key, place.path, tuple(variable.shape))
             for place, variable in zip(
                 self._parts.plan.places, self._trainable_variables, strict=True
             )

@@ -1,50 +1,45 @@
-"""The optimizer's state in a file: by name and by weight, checked, then read.
+"""Which entry of a saved state goes into which variable, checked beforehand."""
 
-Keras writes optimizer variables as a numbered list. That loses the state of an
-optimizer that is not built yet, takes any list of the right length, and
-depends on the order of the weights, which differs between backends for some
-KerasHub tasks. Here every entry says what it is (`momentum`, `anchor`, …) and
-which weight it belongs to, by the weight's place in the model's structure.
-"""
-
-import dataclasses
-import json
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_dualopt.anchors import TAKEN
-
-_MANIFEST = "dualopt"
-_FORMAT = 1
+from keras_dualopt.state_file import Owner, Table, flag_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Owner:
-    """A weight that optimizer state belongs to."""
-
-    key: str
-    path: str
-    shape: tuple[int, ...]
-
-
-@dataclasses.dataclass
-class Table:
-    """An optimizer's variables by what they are.
+def table(
+    owners: list[Owner],
+    variables: Sequence[keras.Variable],
+    holders: Sequence[Any],
+    anchors: Sequence[keras.Variable | None],
+    scalars: Mapping[str, Any],
+) -> Table:
+    """Return every optimizer variable by what it is.
 
     Args:
-        owners: The trained weights, in the optimizer's order.
-        scalars: Variables that belong to no weight, by name.
-        slots: Lists aligned with `owners`, by name; `None` where a weight has
-            no such state.
+        owners: The trained weights.
+        variables: The optimizer's variables, all of them.
+        holders: The objects whose attributes hold lists of them.
+        anchors: θ₀ for each weight.
+        scalars: Known single variables; entries that are not variables (a
+            learning rate schedule) are passed over.
     """
-
-    owners: list[Owner]
-    scalars: dict[str, keras.Variable]
-    slots: dict[str, list[keras.Variable | None]]
+    slots: dict[str, list[keras.Variable | None]] = {}
+    for holder in holders:
+        slots.update(_slots_of(holder, len(owners), variables))
+    slots["anchors"] = list(anchors)
+    named = {
+        name: value
+        for name, value in scalars.items()
+        if isinstance(value, keras.Variable)
+    }
+    placed = {id(slot) for column in slots.values() for slot in column}
+    placed |= {id(variable) for variable in named.values()}
+    rest = [v for v in variables if id(v) not in placed]
+    named.update({f"base_{n}": variable for n, variable in enumerate(rest)})
+    return Table(owners, named, slots)
 
 
 def _slots_of(
@@ -66,89 +61,6 @@ def _slots_of(
         ):
             slots[name.strip("_")] = list(value)
     return slots
-
-
-def write(
-    table: Table, store: Any, flag: int, settings: Mapping[str, Any]
-) -> None:
-    """Write the state into a mapping of arrays (Keras' store or a dict)."""
-    slots = dict(table.slots)
-    if flag != TAKEN:
-        slots.pop("anchors", None)
-    manifest = {
-        "format": _FORMAT,
-        "settings": dict(settings),
-        "owners": [dataclasses.asdict(owner) for owner in table.owners],
-        "scalars": list(table.scalars),
-        "slots": {
-            name: [index for index, v in enumerate(column) if v is not None]
-            for name, column in slots.items()
-        },
-    }
-    text = json.dumps(manifest).encode()
-    store[_MANIFEST] = np.frombuffer(text, dtype="uint8")
-    for name, variable in table.scalars.items():
-        store[name] = _array(variable)
-    for name, column in slots.items():
-        for index, slot in enumerate(column):
-            if slot is not None:
-                store[f"{name}.{index}"] = _array(slot)
-
-
-def _array(variable: keras.Variable) -> Any:
-    # A copy: on torch and TensorFlow the array may share the live buffer.
-    return np.array(keras.ops.convert_to_numpy(variable.value))
-
-
-def read(store: Any) -> dict[str, Any] | None:
-    """Read a state into memory; `None` if another optimizer wrote it.
-
-    Raises:
-        ValueError: If the state is DualOpt's but damaged.
-    """
-    keys = set(store.keys())
-    if _MANIFEST not in keys:
-        return None
-    try:
-        manifest = json.loads(bytes(np.asarray(store[_MANIFEST])))
-        version = manifest["format"]
-        wanted = [*manifest["scalars"]] + [
-            f"{name}.{index}"
-            for name, indices in manifest["slots"].items()
-            for index in indices
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            "Expected: an intact description of DualOpt's state. Received: one "
-            f"that cannot be read ({error}). The file is damaged; use an "
-            "earlier checkpoint."
-        ) from error
-    if version != _FORMAT:
-        raise ValueError(
-            f"Expected: DualOpt's state in format {_FORMAT}. Received: format "
-            f"{version!r}. Read it with the keras-dualopt that wrote it."
-        )
-    missing = [key for key in wanted if key not in keys]
-    if missing:
-        raise ValueError(
-            f"Expected: {missing[0]!r} in DualOpt's state. Received: a file "
-            "without it. The file is damaged; use an earlier checkpoint."
-        )
-    arrays = {key: np.array(store[key]) for key in wanted}
-    return {"manifest": manifest, "arrays": arrays}
-
-
-def rewrite(state: Mapping[str, Any], store: Any) -> None:
-    """Write a state that was read, unchanged."""
-    text = json.dumps(state["manifest"]).encode()
-    store[_MANIFEST] = np.frombuffer(text, dtype="uint8")
-    for key, array in state["arrays"].items():
-        store[key] = array
-
-
-def flag_of(state: Mapping[str, Any]) -> int:
-    """Return what the anchors of a state hold."""
-    return int(state["arrays"]["anchors_taken"])
 
 
 def match(
@@ -256,54 +168,3 @@ def _fitting(name: str, variable: keras.Variable, array: Any) -> Any:
             f"shape {tuple(array.shape)}."
         )
     return array
-
-
-def table(
-    owners: list[Owner],
-    variables: Sequence[keras.Variable],
-    holders: Sequence[Any],
-    anchors: Sequence[keras.Variable | None],
-    scalars: Mapping[str, Any],
-) -> Table:
-    """Return every optimizer variable by what it is.
-
-    Args:
-        owners: The trained weights.
-        variables: The optimizer's variables, all of them.
-        holders: The objects whose attributes hold lists of them.
-        anchors: θ₀ for each weight.
-        scalars: Known single variables; entries that are not variables (a
-            learning rate schedule) are passed over.
-    """
-    slots: dict[str, list[keras.Variable | None]] = {}
-    for holder in holders:
-        slots.update(_slots_of(holder, len(owners), variables))
-    slots["anchors"] = list(anchors)
-    named = {
-        name: value
-        for name, value in scalars.items()
-        if isinstance(value, keras.Variable)
-    }
-    placed = {id(slot) for column in slots.values() for slot in column}
-    placed |= {id(variable) for variable in named.values()}
-    rest = [v for v in variables if id(v) not in placed]
-    named.update({f"base_{n}": variable for n, variable in enumerate(rest)})
-    return Table(owners, named, slots)
-
-
-def warn_foreign(count: int, trained: bool) -> None:
-    """Say that a file held no state of ours, where that may surprise."""
-    if not count and not trained:
-        return  # Pretrained weights, read before training: nothing is lost.
-    warnings.warn(
-        "Expected: the state of a DualOpt. Received: a file with "
-        + (f"{count} arrays of another optimizer" if count else "none")
-        + ". The weights are read; DualOpt's step counter, averages and "
-        + (
-            "anchors keep their present values (`anchor_at()` anchors at the "
-            "weights just read)."
-            if trained
-            else "anchors start fresh with the first step."
-        ),
-        stacklevel=2,
-    )
