@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from keras_dualopt.depth import keras_hooks as hooks
 from keras_dualopt.depth.resolve import layer_depth
 
 
@@ -29,7 +30,7 @@ def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
         ValueError: If no frame holds such a model, or one holds several in
             which the variables have different depths.
     """
-    wanted = [_identity(variable) for variable in variables]
+    wanted = [hooks.identity(variable) for variable in variables]
     frame: FrameType | None = sys._getframe(1)
     try:
         while frame is not None:
@@ -102,13 +103,8 @@ def _models(names: Mapping[str, Any]) -> Iterator[keras.Model]:
 def _covers(model: keras.Model, wanted: Sequence[int]) -> bool:
     if not getattr(model, "built", False):
         return False
-    own = {_identity(variable) for variable in model.variables}
+    own = {hooks.identity(variable) for variable in model.variables}
     return bool(own) and own.issuperset(wanted)
-
-
-def _identity(variable: Any) -> int:
-    # A loop on TensorFlow or torch may hand over the backend's own variables.
-    return id(getattr(variable, "_value", variable))
 
 
 def _the_one(

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -21,20 +21,27 @@ def find_head(structure: Structure, order: Order) -> Head:
     """Return the weights that are most likely new.
 
     What lies outside a KerasHub task's backbone; else what lies outside the
-    largest nested model; else the last layer with weights.
+    largest nested model; else the last layer with weights. A KerasHub backbone
+    alone and a causal language model have no head.
     """
     model = structure.model
+    if _is_hub(model, "Backbone"):
+        _warn_of_fresh_layers(structure, model)
+        return set()
     if _is_hub(model, "Task") and getattr(model, "backbone", None) is not None:
         if _is_hub(model, "CausalLM"):
             return set()
         body = _pretrained_part(model.backbone)
         _warn_of_fresh_layers(structure, body)
-        return _outside(structure, body)
-    nested = _largest_nested(structure)
-    if nested is not None:
-        return _outside(structure, nested)
-    units = order.last_units(range(len(structure.unit_roots)))
-    return {w.key for w in structure.weights if w.unit in units}
+        inside = {id(weight) for weight in body.weights}
+        return {
+            w.key for w in structure.weights if id(w.variable) not in inside
+        }
+    units = _nested_body(structure, order)
+    if units is not None:
+        return {w.key for w in structure.weights if w.unit not in units}
+    last = order.last_units(range(len(structure.unit_roots)))
+    return {w.key for w in structure.weights if w.unit in last}
 
 
 def select_head(structure: Structure, head: Selector) -> Head:
@@ -150,31 +157,45 @@ def _warn_of_fresh_layers(structure: Structure, backbone: Any) -> None:
         )
 
 
-def _outside(structure: Structure, body: keras.layers.Layer) -> Head:
-    inside = {id(weight) for weight in body.weights}
-    return {w.key for w in structure.weights if id(w.variable) not in inside}
+def _nested_body(structure: Structure, order: Order) -> set[int] | None:
+    """Return the units of the pretrained model nested in this one, if any.
 
-
-def _largest_nested(structure: Structure) -> keras.layers.Layer | None:
-    nested: list[Owner] = [
-        owner
+    The largest nested model, and others that do not read from it: towers side
+    by side are one body. A nested model with less than half of the layers, with
+    layers of the model's own before it or nested models after it, is one block
+    of many and no backbone.
+    """
+    nested = [
+        set(structure.units_of(owner.layer.weights))
         for owner in structure.owners.values()
-        if owner.parent is not None
-        and owner.parent.parent is None
-        and isinstance(owner.layer, keras.Model)
-        and owner.layer.weights
+        if isinstance(owner.layer, keras.Model) and _is_direct(owner)
     ]
+    nested = [units for units in nested if units]
     if not nested:
         return None
-    sizes = [_layer_count(structure, owner.layer.weights) for owner in nested]
-    largest = max(sizes)
-    return nested[sizes.index(largest)].layer
+    largest = max(nested, key=len)
+    after = order.after(largest)
+    graph = hooks.graph_of(structure.model) is not None
+    body = set(largest)
+    following = False
+    for units in nested:
+        # In a chain what comes later need not read what came before.
+        beside = not graph and 2 * len(units) >= len(largest)
+        if units.isdisjoint(after) or beside:
+            body |= units
+        else:
+            following = following or units is not largest
+    own = {w.unit for w in structure.weights} - set().union(*nested)
+    leading = any(largest & order.after({unit}) for unit in own)
+    total = len({w.unit for w in structure.weights})
+    if 2 * len(largest) < total and (following or leading):
+        return None
+    return body
 
 
-def _layer_count(
-    structure: Structure, weights: Sequence[keras.Variable]
-) -> int:
-    return len(structure.units_of(weights))
-
-
-__all__ = ["Head", "find_head", "hooks", "select_head"]
+def _is_direct(owner: Owner) -> bool:
+    """Tell a model's own part from one inside another layer of it."""
+    around = owner.parent
+    if around is not None and isinstance(around.layer, keras.layers.Wrapper):
+        around = around.parent
+    return around is not None and around.parent is None

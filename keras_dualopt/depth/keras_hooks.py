@@ -36,6 +36,14 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def identity(variable: Any) -> int:
+    """Return what a variable of Keras and the backend's own share.
+
+    A loop on TensorFlow or torch may hand over the backend's variables.
+    """
+    return id(getattr(variable, "_value", variable))
+
+
 def tracked_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Return the sublayers that Keras has seen assigned to a layer."""
     return [*layer._layers]

@@ -89,6 +89,18 @@ class Order:
             for unit, (before, after, _) in first.items()
         }
 
+    def after(self, units: Collection[int]) -> set[int]:
+        """Return the units of the calls that read, at last, these units'."""
+        reached = [False] * len(self.calls)
+        found: set[int] = set()
+        for number, call in enumerate(self.calls):
+            if any(reached[i] for i in call.inputs):
+                reached[number] = True
+                found.update(call.units)
+            elif any(unit in units for unit in call.units):
+                reached[number] = True
+        return found.difference(units)
+
     def last_units(self, counted: Collection[int]) -> set[int]:
         """Return the units of the layers that nothing else follows.
 
@@ -97,17 +109,14 @@ class Order:
         """
         distances = self.distances(counted)
         first: dict[int, int] = {}
-        for number, (before, _) in enumerate(distances):
-            for unit in self.calls[number].units:
-                if unit in counted and (
-                    unit not in first or before < distances[first[unit]][0]
-                ):
+        for number, call in enumerate(self.calls):
+            for unit in call.units:
+                here = first.setdefault(unit, number)
+                if distances[number][0] < distances[here][0]:
                     first[unit] = number
         last: set[int] = set()
-        for number, call in enumerate(self.calls):
-            if self._outputs[number]:
-                continue
-            ends = self._ends(number, counted)
+        for number in range(len(self.calls)):
+            ends = () if self._outputs[number] else self._ends(number, counted)
             if ends:
                 deepest = max(ends, key=lambda n: (distances[n][0], n))
                 last.update(
@@ -115,7 +124,6 @@ class Order:
                     for unit in self.calls[deepest].units
                     if unit in counted and first[unit] == deepest
                 )
-            del call
         return last
 
     def _ends(self, number: int, counted: Collection[int]) -> set[int]:

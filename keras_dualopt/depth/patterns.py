@@ -203,4 +203,4 @@ def _checked(pattern: str, value: Any) -> float | None:
 
 
 def _layer_path(variable: keras.Variable) -> str:
-    return variable.path.rpartition("/")[0] or variable.path
+    return str(variable.path.rpartition("/")[0] or variable.path)

@@ -9,7 +9,7 @@ import keras
 from keras_dualopt.depth.flow import order_of
 from keras_dualopt.depth.head import find_head, select_head
 from keras_dualopt.depth.order import Order
-from keras_dualopt.depth.structure import Structure, Weight
+from keras_dualopt.depth.structure import Owner, Structure, Weight
 from keras_dualopt.depth.table import DepthRow, LayerDepth, is_optional
 
 
@@ -59,10 +59,11 @@ def _relative(
     """Return the depth of every unit that counts, 0 to 1."""
     counted = {w.unit for w in structure.weights if w.key not in new}
     placed = order.positions(counted)
+    nearby = _shallowest_under(structure, placed, counted)
     position = {
         unit: placed[unit]
         if unit in placed
-        else _inherited(structure, unit, placed, counted)
+        else _inherited(structure.unit_roots[unit], nearby)
         for unit in counted
     }
     lowest = min(position.values(), default=Fraction(0))
@@ -75,27 +76,25 @@ def _relative(
     }
 
 
-def _inherited(
-    structure: Structure,
-    unit: int,
-    placed: Mapping[int, Fraction],
-    counted: set[int],
-) -> Fraction:
-    """Return the depth of a layer that no call reads: that of its owner.
+def _shallowest_under(
+    structure: Structure, placed: Mapping[int, Fraction], counted: set[int]
+) -> dict[int, Fraction]:
+    """Return, by layer, the depth of the shallowest layer in it."""
+    nearby: dict[int, Fraction] = {}
+    for weight in structure.weights:
+        if weight.unit in placed and weight.unit in counted:
+            depth = placed[weight.unit]
+            for around in weight.owner.chain():
+                known = nearby.get(id(around), depth)
+                nearby[id(around)] = min(known, depth)
+    return nearby
 
-    That is the shallowest layer under the nearest owner that has any.
-    """
-    for around in structure.unit_roots[unit].chain():
-        inside = {id(weight) for weight in around.layer.weights}
-        depths = [
-            placed[w.unit]
-            for w in structure.weights
-            if id(w.variable) in inside
-            and w.unit in placed
-            and w.unit in counted
-        ]
-        if depths:
-            return min(depths)
+
+def _inherited(root: Owner, nearby: Mapping[int, Fraction]) -> Fraction:
+    """Return the depth of a layer that no call reads: its owner's."""
+    for around in root.chain():
+        if id(around) in nearby:
+            return nearby[id(around)]
     return Fraction(0)
 
 

@@ -8,7 +8,7 @@ attribute that holds it.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -33,7 +33,7 @@ class Owner:
     @property
     def path(self) -> str:
         """The layer's Keras path, or its name before Keras knows one."""
-        return getattr(self.layer, "path", None) or self.layer.name
+        return str(getattr(self.layer, "path", None) or self.layer.name)
 
     def chain(self) -> Iterator["Owner"]:
         """Yield this owner and those around it, innermost first."""
@@ -79,6 +79,13 @@ class Structure:
         """Return the number of a new unit."""
         self.unit_roots.append(root)
         return len(self.unit_roots) - 1
+
+    def split(self, weights: Sequence[Weight]) -> None:
+        """Make weights that belong to a unit so far one of their own."""
+        if weights:
+            unit = self.new_unit(weights[0].owner)
+            for weight in weights:
+                weight.unit = unit
 
     def units_of(self, weights: Iterable[keras.Variable]) -> dict[int, None]:
         """Return the units of some variables, in order, each once."""
