@@ -47,7 +47,15 @@ class Pull:
 
     def ratio(self, index: int, share: Any) -> Any:
         """Return ρ of one variable, a float32 scalar in [0, 1]."""
-        return ops.clip(ops.multiply(share, self.strengths[index]), 0.0, 1.0)
+        return self.clipped(share, self.strengths[index])
+
+    def clipped(self, share: Any, strength: float) -> Any:
+        """Return ρ at a strength, a float32 scalar in [0, 1]."""
+        return ops.clip(ops.multiply(share, strength), 0.0, 1.0)
+
+    def host_ratio(self, strength: float, learning_rate: float) -> float:
+        """Return ρ at a strength, where the learning rate is a number."""
+        return min(max(learning_rate / self.reference * strength, 0.0), 1.0)
 
     def __call__(self, index: int, value: Any, share: Any) -> Any:
         """Return the pulled value, in float32 or wider."""

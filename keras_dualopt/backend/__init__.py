@@ -12,9 +12,9 @@ Each module of this folder offers the same functions with the same meaning:
   whether later steps need not ask again (they must where they are compiled);
 - `pull_each(pull, variables, indices, learning_rate, strategy)`: apply the
   pull to variables that a wrapped optimizer has just moved;
-- `batched_step(rule, gradients, variables, scalars)`: the whole update of one
-  of the paper's rules in one batched call; `False` where the plain path must
-  do it.
+- `batched_step(rule, gradients, variables, learning_rate)`: the update of one
+  of the paper's rules for many variables at once; returns the gradients and
+  the variables that the plain path must do;
 - `forget_compiled(model)`: make the next training step trace anew;
 - `keep_state()`: called when a step is refused: no weight may be lost by it.
 """

@@ -77,10 +77,13 @@ def pull_each(
 
 
 def batched_step(
-    rule: Any, gradients: Any, variables: Any, scalars: Any
-) -> bool:
+    rule: Any,
+    gradients: Sequence[Any],
+    variables: Sequence[Any],
+    learning_rate: Any,
+) -> tuple[Sequence[Any], Sequence[Any]]:
     """XLA fuses the plain path: there is nothing to batch."""
-    return False
+    return gradients, variables
 
 
 def forget_compiled(model: Any) -> None:

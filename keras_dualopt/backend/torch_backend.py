@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import torch
 
+from keras_dualopt.backend import torch_batched
+
 
 def eager() -> AbstractContextManager[Any]:
     """PyTorch is eager already."""
@@ -53,17 +55,23 @@ def pull_each(
     strategy: Any = None,
 ) -> None:
     """Pull every variable that has a target."""
-    share = pull.share(learning_rate)
-    for index, variable in zip(indices, variables, strict=True):
-        if pull.strengths[index]:
-            variable.value.copy_(pull(index, variable.value, share))
+    left = torch_batched.pull_each(pull, variables, indices, learning_rate)
+    share = pull.share(learning_rate) if left else None
+    for index, variable in left:
+        variable.assign(pull(index, variable.value, share))
 
 
 def batched_step(
-    rule: Any, gradients: Any, variables: Any, scalars: Any
-) -> bool:
-    """Not batched."""
-    return False
+    rule: Any,
+    gradients: Sequence[Any],
+    variables: Sequence[keras.Variable],
+    learning_rate: Any,
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Run torch's fused kernels on all that they can take."""
+    left: tuple[list[Any], list[Any]] = torch_batched.step(
+        rule, gradients, variables, learning_rate
+    )
+    return left
 
 
 def forget_compiled(model: Any) -> None:

@@ -46,6 +46,8 @@ class Adam(PaperRule):
     [0.9 1.9]
     """
 
+    kernel = "adam"
+
     def __init__(
         self,
         beta_1: float = 0.9,
@@ -76,6 +78,10 @@ class Adam(PaperRule):
         super().build(variables)
         self._momentums = self.add_state(variables, "momentum")
         self._velocities = self.add_state(variables, "velocity")
+
+    def state_of(self, index: int) -> tuple[keras.Variable | None, ...]:
+        """Return m and v of one variable."""
+        return (self._momentums[index], self._velocities[index])
 
     def scalars(self, learning_rate: Any) -> tuple[Any, ...]:
         """Add the bias corrections to what all variables share."""

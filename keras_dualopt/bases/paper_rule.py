@@ -1,7 +1,7 @@
 """What the paper's rules share: float32 arithmetic, and the pull inside."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -21,6 +21,10 @@ class PaperRule(keras.optimizers.Optimizer):
     all variables of a step share (`scalars`). If a `Pull` is attached, it acts
     on θ_pre before the cast, in the same pass over memory.
     """
+
+    # Which fused kernel of torch computes this very rule. It is not inherited:
+    # a subclass may have another `pre_weight`.
+    kernel: ClassVar[str | None] = None
 
     def __init__(
         self, learning_rate: Any = None, name: str | None = None, **kwargs: Any
@@ -79,6 +83,10 @@ class PaperRule(keras.optimizers.Optimizer):
         """Advance the state and return θ_pre, in float32 or wider."""
         raise NotImplementedError
 
+    def state_of(self, index: int) -> tuple[keras.Variable | None, ...]:
+        """Return a variable's averages, in the order the kernel takes them."""
+        raise NotImplementedError
+
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Any
     ) -> None:
@@ -99,8 +107,11 @@ class PaperRule(keras.optimizers.Optimizer):
     def _backend_update_step(
         self, grads: Any, trainable_variables: Any, learning_rate: Any
     ) -> None:
-        # Once a step rather than once a variable: with 1,000 variables the
-        # scalars would be most of what is traced.
-        scalars = self.scalars(learning_rate)
-        if not backend.batched_step(self, grads, trainable_variables, scalars):
-            super()._backend_update_step(grads, trainable_variables, scalars)
+        gradients, variables = backend.batched_step(
+            self, grads, trainable_variables, learning_rate
+        )
+        if variables:
+            # Once a step rather than once a variable: with 1,000 variables the
+            # scalars would be most of what is traced.
+            scalars = self.scalars(learning_rate)
+            super()._backend_update_step(gradients, variables, scalars)

@@ -41,6 +41,8 @@ class SGD(PaperRule):
     [0.99 1.99]
     """
 
+    kernel = "sgd"
+
     def __init__(
         self, momentum: float = 0.9, learning_rate: Any = None, **kwargs: Any
     ) -> None:
@@ -57,6 +59,10 @@ class SGD(PaperRule):
             return
         super().build(variables)
         self._momentums = self.add_state(variables, "momentum")
+
+    def state_of(self, index: int) -> tuple[keras.Variable | None, ...]:
+        """Return m of one variable."""
+        return (self._momentums[index],)
 
     def pre_weight(
         self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
