@@ -274,7 +274,7 @@ class DualOpt(AnchoredOptimizer):
         """Return an optimizer equal to the one `get_config` was called on."""
         config = dict(config)
         config["base"] = wrapping.base_from_config(
-            config["base"], custom_objects
+            config.get("base", "adam"), custom_objects
         )
         depth = config.get("depth")
         if isinstance(depth, list):

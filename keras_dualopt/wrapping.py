@@ -234,8 +234,10 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     """Return the base's part of the config."""
     config: dict[str, Any] = keras.optimizers.serialize(base)
     # On torch Keras makes an instance of a class of its torch backend, and
-    # would write a name that other backends cannot import.
-    for kind in type(base).__mro__:
+    # would write a name that other backends cannot import. A user's subclass
+    # keeps its own name.
+    own = type(base).__module__.partition(".")[0] == "keras"
+    for kind in type(base).__mro__ if own else ():
         if getattr(keras.optimizers, kind.__name__, None) is kind:
             config["module"] = "keras.optimizers"
             config["class_name"] = kind.__name__
@@ -264,7 +266,11 @@ def base_from_config(config: Any, custom_objects: Any = None) -> Any:
         return config
     config = dict(config)
     pattern = config.pop("exclude_from_weight_decay", None)
-    base = keras.optimizers.deserialize(config, custom_objects=custom_objects)
+    # Not `keras.optimizers.deserialize`: it goes by the bare class name, which
+    # takes our Adam for Keras' own and does not know Lamb.
+    base = keras.saving.deserialize_keras_object(
+        config, custom_objects=custom_objects
+    )
     if pattern is not None:
         base.exclude_from_weight_decay(var_names=[pattern])
     return base
