@@ -147,6 +147,11 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         if model is not None:
             backend.forget_compiled(model)
 
+    @backend.uncompiled
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Move and pull the weights (Keras' `Optimizer.apply`)."""
+        super().apply(grads, trainable_variables)
+
     def _backend_update_step(
         self, grads: Any, trainable_variables: Any, learning_rate: Any
     ) -> None:

@@ -15,6 +15,7 @@ Each module of this folder offers the same functions with the same meaning:
 - `batched_step(rule, gradients, variables, learning_rate)`: the update of one
   of the paper's rules for many variables at once; returns the gradients and
   the variables that the plain path must do;
+- `uncompiled(function)`: a function that a compiler should leave alone;
 - `forget_compiled(model)`: make the next training step trace anew;
 - `keep_state()`: called when a step is refused: no weight may be lost by it.
 """
@@ -31,6 +32,7 @@ if keras.backend.backend() == "tensorflow":
         forget_compiled,
         keep_state,
         pull_each,
+        uncompiled,
     )
 elif keras.backend.backend() == "jax":
     from keras_dualopt.backend.jax_backend import (
@@ -42,6 +44,7 @@ elif keras.backend.backend() == "jax":
         forget_compiled,
         keep_state,
         pull_each,
+        uncompiled,
     )
 elif keras.backend.backend() == "torch":
     from keras_dualopt.backend.torch_backend import (
@@ -53,6 +56,7 @@ elif keras.backend.backend() == "torch":
         forget_compiled,
         keep_state,
         pull_each,
+        uncompiled,
     )
 else:
     raise ImportError(
@@ -70,4 +74,5 @@ __all__ = [
     "forget_compiled",
     "keep_state",
     "pull_each",
+    "uncompiled",
 ]

@@ -74,6 +74,15 @@ def batched_step(
     return left
 
 
+def uncompiled(function: Any) -> Any:
+    """Keep `torch.compile` out of a function.
+
+    A compiled model calls the optimizer between two graphs. Tracing it would
+    add minutes for many weights, and could not beat the fused kernels.
+    """
+    return torch.compiler.disable(function)
+
+
 def forget_compiled(model: Any) -> None:
     """Nothing is compiled but by `torch.compile`, which guards itself."""
 
