@@ -2,5 +2,6 @@
 
 from keras_dualopt.callbacks.drift import Drift
 from keras_dualopt.callbacks.record import DriftRecord
+from keras_dualopt.callbacks.retention import Retention
 
-__all__ = ["Drift", "DriftRecord"]
+__all__ = ["Drift", "DriftRecord", "Retention"]

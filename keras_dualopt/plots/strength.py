@@ -67,7 +67,7 @@ def plot_strength(
     axes.set_ylabel(
         "share of the way back to θ₀ per step\nat the reference learning rate"
         if finetune
-        else "weight decay; times the learning rate,\nthe share of θ removed per step"
+        else "weight decay (AdamW's units):\nshare of θ removed per step / η_t"
     )
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(bottom=0.0)

@@ -1,0 +1,123 @@
+"""What is kept against what is learned: over epochs, and on the way back."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_dualopt.plots.canvas import (
+    COLOUR_MAP,
+    COLOURS,
+    MARKS,
+    as_percent,
+    finish,
+    new_figure,
+    whole_numbers,
+)
+
+
+def draw_trade_off(
+    new: Sequence[float],
+    kept: Sequence[float],
+    before: float,
+    best: int | None,
+    labels: tuple[str, str],
+    path: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Draw one point an epoch: the new task across, the old one up.
+
+    Args:
+        new: The new task's metric after each epoch.
+        kept: The old task's.
+        before: The old task's before training.
+        best: The position of the best epoch, to be ringed.
+        labels: What the two metrics are called.
+        path: Where to save the picture. Default: nowhere.
+    """
+    figure, axes = new_figure(6.4, 4.4)
+    axes.axhline(
+        before, color="0.4", linestyle="--", label="old task before training"
+    )
+    axes.plot(new, kept, color="0.7", linewidth=1.0, zorder=1)
+    points = axes.scatter(
+        new,
+        kept,
+        c=range(1, len(new) + 1),
+        cmap=COLOUR_MAP,
+        s=42,
+        edgecolors="0.3",
+        linewidths=0.5,
+        zorder=2,
+    )
+    for position in sorted({0, len(new) - 1}):
+        axes.annotate(
+            f"epoch {position + 1}",
+            (new[position], kept[position]),
+            xytext=(6, 6),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    if best is not None:
+        axes.plot(
+            new[best],
+            kept[best],
+            "o",
+            markersize=13,
+            markerfacecolor="none",
+            markeredgecolor=COLOURS[1],
+            markeredgewidth=2.0,
+            linestyle="none",
+            label=f"best by the rule: epoch {best + 1}",
+        )
+    figure.colorbar(
+        points,
+        ax=axes,
+        label="epoch",
+        pad=0.01,
+        ticks=whole_numbers(),
+    )
+    axes.set_xlabel(f"new task: {labels[0]}")
+    axes.set_ylabel(f"old task: {labels[1]}")
+    axes.grid(alpha=0.3)
+    axes.margins(0.12)
+    axes.legend(frameon=False, fontsize=8)
+    return finish(figure, path)
+
+
+def draw_review(
+    fractions: Any,
+    metrics: Mapping[str, Any],
+    chosen: float | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Draw metrics over the way back from the fine-tuned to the old weights.
+
+    Args:
+        fractions: The share of the way back, 0 to 1.
+        metrics: One line each, by name.
+        chosen: A fraction to be marked.
+        path: Where to save the picture. Default: nowhere.
+    """
+    figure, axes = new_figure(6.4, 4.0)
+    for number, (name, values) in enumerate(metrics.items()):
+        axes.plot(
+            fractions,
+            values,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKS[number % len(MARKS)],
+            markersize=4,
+            markevery=max(1, len(fractions) // 10),
+            label=name,
+        )
+    if chosen is not None:
+        axes.axvline(
+            chosen, color="0.4", linestyle="--", label=f"α = {1 - chosen:.3g}"
+        )
+    axes.set_xlabel(
+        "share of the way back to θ₀ (0%: fine-tuned, 100%: pretrained)"
+    )
+    as_percent(axes.xaxis)
+    kinds = {name.partition("_")[2] or name for name in metrics}
+    axes.set_ylabel(kinds.pop() if len(kinds) == 1 else "metric")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return finish(figure, path)

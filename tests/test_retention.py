@@ -1,0 +1,165 @@
+"""`Retention`: the old task beside the new one, and a rule over both."""
+
+import keras
+import networks
+import numpy as np
+import pytest
+
+from keras_dualopt import DualOpt
+from keras_dualopt.callbacks import Retention
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def tasks(seed):
+    """Return arrays of another task than `networks.data()`."""
+    return networks.data(batches=2, seed=seed)
+
+
+def model_for(optimizer=None):
+    optimizer = optimizer or DualOpt(networks.RATE, **networks.FINETUNE)
+    return networks.compiled(optimizer, networks.weights(), metrics=["mae"])
+
+
+def error(weights, x, y):
+    """Return the mean squared and the mean absolute error, in NumPy."""
+    for index in range(networks.LAYERS):
+        x = x @ weights[2 * index] + weights[2 * index + 1]
+        if index < networks.LAYERS - 1:
+            x = np.tanh(x)
+    return np.mean((x - y) ** 2), np.mean(np.abs(x - y))
+
+
+class Weights(keras.callbacks.Callback):
+    """Keeps the weights of every epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.kept.append(networks.arrays(self.model.trainable_variables))
+
+
+def train(model, callbacks, epochs=4, **arguments):
+    x, y = networks.data()
+    return model.fit(
+        x,
+        y,
+        batch_size=networks.BATCH,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=callbacks,
+        **arguments,
+    ).history
+
+
+def test_one_old_task_is_measured_after_every_epoch():
+    watched, old = Weights(), tasks(20)
+    retention = Retention(old)
+    history = train(model_for(), [retention, watched], epochs=3)
+    expected = [error(weights, *old) for weights in watched.kept]
+    np.testing.assert_allclose(
+        history["kept_loss"], [mse for mse, _ in expected], **CLOSE
+    )
+    np.testing.assert_allclose(
+        history["kept_mae"], [mae for _, mae in expected], **CLOSE
+    )
+    before, _ = error(networks.weights(), *old)
+    np.testing.assert_allclose(retention.before["kept_loss"], before, **CLOSE)
+    assert retention.best_epoch is None
+
+
+def test_watching_changes_no_weight():
+    watched, plain = model_for(), model_for()
+    train(watched, [Retention(tasks(20))], validation_data=tasks(21))
+    train(plain, [], validation_data=tasks(21))
+    networks.assert_same(
+        networks.arrays(watched.weights), networks.arrays(plain.weights)
+    )
+
+
+def test_several_old_tasks_and_any_optimizer():
+    watched, tables = Weights(), {"first": tasks(20), "second": tasks(22)}
+    history = train(
+        model_for(keras.optimizers.SGD(0.1)),
+        [Retention(tables), watched],
+        epochs=2,
+    )
+    for name, table in tables.items():
+        np.testing.assert_allclose(
+            history[f"kept_{name}_loss"],
+            [error(weights, *table)[0] for weights in watched.kept],
+            **CLOSE,
+        )
+
+
+def test_a_model_that_shares_the_layers_is_measured_instead():
+    model = model_for()
+    features = keras.Model(model.inputs, model.layers[0].output)
+    features.compile(loss="mse")
+    x, _ = tasks(20)
+    target = np.ones((len(x), networks.WIDTHS[1]), "float32")
+    watched = Weights()
+    history = train(
+        model, [Retention((x, target), model=features), watched], epochs=2
+    )
+    expected = [
+        np.mean((np.tanh(x @ kernel + bias) - target) ** 2)
+        for kernel, bias, *_ in watched.kept
+    ]
+    np.testing.assert_allclose(history["kept_loss"], expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"loss": 0.0, "kept_loss": 1.0},
+        lambda logs: logs["kept_loss"] + 0.0 * logs["loss"],
+    ],
+    ids=["weights", "function"],
+)
+def test_the_best_epoch_is_put_back_and_training_stops(rule):
+    watched = Weights()
+    retention = Retention(tasks(20), rule=rule, patience=2, keep_best=True)
+    model = model_for(DualOpt(0.2, **networks.FINETUNE))
+    history = train(model, [retention, watched], epochs=40)
+    kept = history["kept_loss"]
+    best = int(np.argmax(kept))
+    assert retention.best_epoch == best
+    assert len(kept) == best + 1 + 2 < 40
+    networks.assert_same(
+        networks.arrays(model.trainable_variables), watched.kept[best]
+    )
+
+
+def test_an_undefined_value_is_never_the_best():
+    values = iter([1.0, float("nan"), 2.0, float("nan")])
+    retention = Retention(tasks(20), rule=lambda logs: next(values))
+    train(model_for(), [retention])
+    assert retention.best_epoch == 2
+
+
+def test_a_rule_over_a_metric_that_is_not_there_is_refused():
+    retention = Retention(tasks(20), rule={"kept_accuracy": 1.0})
+    with pytest.raises(ValueError, match=r"kept_loss.*'kept_accuracy'"):
+        train(model_for(), [retention])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error_type", "match"),
+    [
+        ({"patience": 3}, ValueError, "`rule`"),
+        ({"keep_best": True}, ValueError, "`rule`"),
+        ({"rule": {"loss": 1}, "patience": 0}, ValueError, "`patience`"),
+        ({"rule": "best"}, TypeError, "Received: str 'best'"),
+        ({"rule": {}}, TypeError, "a rule"),
+        ({"rule": {"loss": "low"}}, TypeError, "a rule"),
+        ({"data": {}}, ValueError, r"keys \[\]"),
+        ({"data": {3: tasks(20)}}, ValueError, r"keys \[3\]"),
+    ],
+)
+def test_arguments_are_checked(arguments, error_type, match):
+    with pytest.raises(error_type, match=match):
+        Retention(**{"data": tasks(20), **arguments})
