@@ -202,6 +202,16 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         if len(variables) != len(self._trainable_variables):
             raise ValueError(_changed_list(len(variables), self))
 
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """At the end of `fit`, put the averaged weights into the model."""
+        super().finalize_variable_values(var_list)
+        if self.use_ema:
+            # On JAX Keras' `assign` makes weight and average one buffer, which
+            # the next `fit` would donate twice.
+            for average in self._model_variables_moving_average:
+                if average is not None:
+                    backend.copy_value(average, average)
+
     def _check_variables_are_known(self, variables: Any) -> None:
         for variable in variables:
             key = self._var_key(variable)

@@ -3,7 +3,7 @@
 The base proposes θ_pre with its own update; everything that concerns the whole
 step (learning rate, step counter, clipping, averages, accumulation) is
 DualOpt's. What Keras offers for that is partly private. This is the one place
-that touches those names; they were tested on Keras 3.12 to 3.15:
+that touches those names; they were tested on Keras 3.13.2 to 3.15.1:
 
 - `Optimizer._iterations`, `Optimizer._learning_rate`: shared with the base, so
   that both see one clock;
