@@ -1,0 +1,258 @@
+"""Between the pretrained and the fine-tuned weights: θ₀ + α (θ − θ₀)."""
+
+import dataclasses
+import math
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+
+from keras_dualopt import backend, sources
+from keras_dualopt.anchored import AnchoredOptimizer, unwrapped
+from keras_dualopt.compiled import optimizer_of, settle
+from keras_dualopt.depth import layer_depth
+from keras_dualopt.plan import _LORA_FREE, _LORA_ZERO
+
+# A Keras model or the path of a weights file.
+Source: TypeAlias = Any
+
+
+def interpolate(
+    model: keras.Model,
+    alpha: float,
+    source: Source = None,
+    copy: bool = False,
+) -> keras.Model:
+    """Set the pretrained weights to θ₀ + α (θ − θ₀); the head stays.
+
+    Use it after fine-tuning, to get back some of what was forgotten: weights
+    between the two are often better on both tasks than either end. `review`
+    measures the way, `review_curve` chooses α.
+
+    Formula: θ ← θ₀ + α (θ − θ₀), with α = `alpha`; exact at α = 0 and α = 1.
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR
+    2022, arXiv:2109.01903 (WiSE-FT). Difference: the head is not interpolated,
+    because it has no pretrained value.
+
+    Args:
+        model: A model compiled with `DualOpt(mode="finetune")`; with a
+            `source`, any built model.
+        alpha: 0 is pretrained, 1 is fine-tuned.
+        source: Where θ₀ comes from, if not from the optimizer's anchors: a
+            model of the same architecture or its pretrained part, or a weights
+            file. It also gives values to what is not trained: moving
+            statistics and layers that are frozen now. The anchors leave those
+            as they are.
+        copy: Whether to leave `model` as it is, and to return a copy, which is
+            not compiled.
+
+    Returns:
+        The model, or the copy.
+
+    Memory: two copies of the pretrained weights in main memory while it runs.
+
+    Raises:
+        ValueError: If `alpha` is not in [0, 1], or a pretrained weight has no
+            anchor and no value in `source`.
+        TypeError: If `source` is of another kind.
+
+    Example:
+    >>> from keras_dualopt import DualOpt
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile(DualOpt(1e-3), "mse")
+    >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    >>> halfway = interpolate(model, 0.5, copy=True)
+    """
+    if (
+        isinstance(alpha, bool)
+        or not isinstance(alpha, int | float | np.number)
+        or not math.isfinite(alpha)
+        or not 0.0 <= alpha <= 1.0
+    ):
+        raise ValueError(
+            "Expected: `alpha` in [0, 1]: 0 is pretrained, 1 is fine-tuned. "
+            f"Received: {alpha!r}."
+        )
+    way = Way.of(model, source)
+    values = way.at(float(alpha), way.present())
+    if copy:
+        return _copy(model, way.variables, values)
+    put(way.variables, values)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """The pretrained weights of a model, and where they came from.
+
+    Args:
+        variables: The weights.
+        origins: θ₀ for each.
+    """
+
+    variables: list[keras.Variable]
+    origins: list[Any]
+
+    @classmethod
+    def of(cls, model: keras.Model, source: Source = None) -> "Way":
+        """Find θ₀ for every pretrained weight.
+
+        Raises:
+            ValueError: If one has none.
+            TypeError: If the source is of another kind.
+        """
+        settle(model)
+        if source is None:
+            return cls(*_from_anchors(model))
+        sources.check_source(source)
+        return cls(*_from_source(model, source))
+
+    def present(self) -> list[Any]:
+        """Return copies of the weights as they are now."""
+        return [sources.numpy_value(variable) for variable in self.variables]
+
+    def at(self, alpha: float, tuned: list[Any]) -> list[Any]:
+        """Return θ₀ + α (θ − θ₀), where `tuned` is θ."""
+        if alpha == 1.0:
+            return tuned
+        values = []
+        for origin, theta in zip(self.origins, tuned, strict=True):
+            # Half precision would round the difference.
+            wide = np.promote_types(_number_type(theta), np.float32)
+            start, end = origin.astype(wide), theta.astype(wide)
+            value = start + alpha * (end - start)
+            values.append(value.astype(theta.dtype))
+        return values
+
+
+def put(variables: list[keras.Variable], values: list[Any]) -> None:
+    """Write values into variables."""
+    for variable, value in zip(variables, values, strict=True):
+        backend.copy_value(
+            variable, keras.ops.convert_to_tensor(value, variable.dtype)
+        )
+
+
+def _number_type(array: Any) -> Any:
+    # NumPy does not know how to promote bfloat16.
+    known = np.issubdtype(array.dtype, np.floating)
+    return array.dtype if known else np.dtype("float32")
+
+
+def _from_anchors(
+    model: keras.Model,
+) -> tuple[list[keras.Variable], list[Any]]:
+    optimizer = optimizer_of(model)
+    if optimizer._arguments.mode != "finetune":
+        raise ValueError(
+            "Expected: fine-tune mode, whose anchors are θ₀. Received: scratch "
+            "mode, which has none. Pass `source=`, the pretrained model or its "
+            "weights file."
+        )
+    anchors = optimizer.anchors
+    parts = optimizer._built_parts("anchors")
+    known = {id(variable) for variable in optimizer._trainable_variables}
+    for variable in model.trainable_variables:
+        if id(variable) not in known:
+            raise ValueError(_without(variable))
+    variables, origins = [], []
+    for variable, anchor, place in zip(
+        optimizer._trainable_variables, anchors, parts.plan.places, strict=True
+    ):
+        name = variable.path.rpartition("/")[2]
+        overwritten = getattr(variable, "overwrite_with_gradient", False)
+        if not place.pretrained or overwritten or name in _LORA_FREE:
+            continue
+        if name in _LORA_ZERO:
+            origin = np.zeros(variable.shape, dtype="float32")
+        elif anchor is None:
+            raise ValueError(_without(variable))
+        else:
+            origin = sources.numpy_value(anchor)
+        variables.append(variable)
+        origins.append(origin)
+    return variables, origins
+
+
+def _from_source(
+    model: keras.Model, source: Any
+) -> tuple[list[keras.Variable], list[Any]]:
+    variables = [
+        variable
+        for variable in _pretrained(model)
+        if variable.path.rpartition("/")[2] not in _LORA_FREE
+    ]
+    wanted = [
+        variable.path.rpartition("/")[2] not in _LORA_ZERO
+        for variable in variables
+    ]
+    values = sources.values_from(
+        source, model, variables, [""] * len(variables), wanted
+    )
+    origins = [
+        np.zeros(variable.shape, dtype="float32") if value is None else value
+        for variable, value in zip(variables, values, strict=True)
+    ]
+    return variables, origins
+
+
+def _pretrained(model: keras.Model) -> list[keras.Variable]:
+    """Return the pretrained weights, trained or not."""
+    weights = [w for w in model.weights if "float" in w.dtype]
+    optimizer = unwrapped(getattr(model, "optimizer", None))
+    decided = (
+        optimizer._parts.plan
+        if isinstance(optimizer, AnchoredOptimizer)
+        and optimizer._arguments.mode == "finetune"
+        and optimizer._parts is not None
+        else None
+    )
+    if decided is None:
+        places = layer_depth(model).place(model, weights)
+    elif isinstance(optimizer._arguments.depth, dict):
+        # Patterns speak of what is trained.
+        weights, places = optimizer._trainable_variables, decided.places
+    else:
+        places = decided.depth.place(model, weights)
+    return [
+        weight
+        for weight, place in zip(weights, places, strict=True)
+        if place.pretrained
+    ]
+
+
+def _without(variable: keras.Variable) -> str:
+    return (
+        "Expected: an anchor for every pretrained weight. Received: none for "
+        f"{variable.path!r}. Pass `source=`, the pretrained model or its "
+        "weights file, or give the optimizer anchors with `anchor_at`."
+    )
+
+
+def _copy(
+    model: keras.Model, variables: list[keras.Variable], values: list[Any]
+) -> keras.Model:
+    """Return a copy of a model in which some weights have other values."""
+    copy = keras.models.clone_model(model)
+    shapes = [[tuple(w.shape) for w in m.weights] for m in (model, copy)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Expected: a model that Keras can copy. Received: {model.name!r}, "
+            f"whose copy has {len(shapes[1])} weights instead of "
+            f"{len(shapes[0])}. Save it, interpolate in place, and load the "
+            "file for the other one."
+        )
+    replaced = {
+        id(variable): value
+        for variable, value in zip(variables, values, strict=True)
+    }
+    put(
+        copy.weights,
+        [
+            replaced[id(w)] if id(w) in replaced else sources.numpy_value(w)
+            for w in model.weights
+        ],
+    )
+    return copy

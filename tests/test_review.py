@@ -1,0 +1,323 @@
+"""`review` and `interpolate`: the way between θ₀ and θ, and back again."""
+
+import gc
+
+import keras
+import networks
+import numpy as np
+import pytest
+
+from keras_dualopt import DualOpt
+from keras_dualopt.interpolation import interpolate
+from keras_dualopt.review import ReviewCurve, review, review_curve
+
+HEAD = 2  # The head's variables come last.
+
+
+def trained(optimizer=None, steps=6):
+    model = networks.compiled(
+        optimizer or DualOpt(networks.RATE, **networks.FINETUNE),
+        networks.weights(),
+        metrics=["mae"],
+    )
+    networks.fit(model, steps)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Return one fine-tuned model; the tests leave it as they found it."""
+    return trained()
+
+
+@pytest.fixture
+def tuned(model):
+    """Return its weights, and check that they are there at the end."""
+    weights = networks.arrays(model.weights)
+    yield weights
+    networks.assert_same(networks.arrays(model.weights), weights)
+
+
+def between(alpha, tuned, origins=None):
+    """Return θ₀ + α (θ − θ₀), the head at θ."""
+    origins = networks.weights() if origins is None else origins
+    body = [
+        np.float64(a) + alpha * (np.float64(b) - np.float64(a))
+        for a, b in zip(origins[:-HEAD], tuned[:-HEAD], strict=True)
+    ]
+    return [*body, *tuned[-HEAD:]]
+
+
+def assert_at(model, alpha, tuned):
+    got = networks.arrays(model.weights)
+    for one, wanted in zip(got, between(alpha, tuned), strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_review_walks_back_in_equal_steps(model, tuned, steps):
+    fractions = []
+    for fraction in review(model, steps):
+        fractions.append(fraction)
+        assert_at(model, 1.0 - fraction, tuned)
+        if fraction in (0.0, 1.0):
+            networks.assert_same(
+                networks.arrays(model.weights),
+                tuned
+                if fraction == 0.0
+                else [*networks.weights()[:-HEAD], *tuned[-HEAD:]],
+            )
+    assert fractions == [step / steps for step in range(steps + 1)]
+
+
+def test_leaving_the_loop_restores_the_weights(model, tuned):
+    for fraction in review(model, 5):
+        if fraction > 0.5:
+            break
+    networks.assert_same(networks.arrays(model.weights), tuned)
+
+
+def test_an_error_in_the_loop_restores_the_weights(model, tuned):
+    def measure():
+        for fraction in review(model, 5):
+            if fraction > 0.5:
+                raise RuntimeError("measuring failed")
+
+    with pytest.raises(RuntimeError, match="measuring failed"):
+        measure()
+    networks.assert_same(networks.arrays(model.weights), tuned)
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_an_iterator_that_is_given_up_restores_the_weights(model, tuned, end):
+    walk = review(model, 5)
+    assert [next(walk), next(walk)] == [0.0, 0.2]
+    assert_at(model, 0.8, tuned)
+    if end == "close":
+        walk.close()
+    else:
+        del walk
+        gc.collect()
+    networks.assert_same(networks.arrays(model.weights), tuned)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
+def test_interpolate_in_place_and_as_a_copy(model, tuned, alpha):
+    copy = interpolate(model, alpha, copy=True)
+    networks.assert_same(networks.arrays(model.weights), tuned)
+    assert_at(copy, alpha, tuned)
+    x, _ = networks.data()
+    assert interpolate(model, alpha) is model
+    assert_at(model, alpha, tuned)
+    # Not only the numbers were copied.
+    np.testing.assert_allclose(
+        copy.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
+    )
+    model.set_weights(tuned)
+
+
+def test_the_curve_is_that_of_the_interpolated_models(model, tuned, tmp_path):
+    old, new = networks.data(2, seed=20), networks.data()
+    curve = review_curve(model, {"old": old, "new": new}, steps=4)
+    networks.assert_same(networks.arrays(model.weights), tuned)
+    assert list(curve.fractions) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for number, alpha in enumerate([1.0, 0.75, 0.5, 0.25, 0.0]):
+        model.set_weights(between(alpha, tuned))
+        for name, data in (("old", old), ("new", new)):
+            loss, error = model.evaluate(*data, verbose=0)
+            np.testing.assert_allclose(
+                curve.metrics[f"{name}_loss"][number], loss, rtol=1e-5
+            )
+            np.testing.assert_allclose(
+                curve.metrics[f"{name}_mae"][number], error, rtol=1e-5
+            )
+    model.set_weights(tuned)
+
+
+def test_alpha_is_chosen_by_two_validation_sets():
+    curve = ReviewCurve(
+        [0.0, 0.25, 0.5, 0.75, 1.0],
+        {"old": [0.1, 0.5, 0.8, 0.9, 0.9], "new": [0.9, 0.9, 0.6, 0.3, 0.2]},
+    )
+    assert curve.choose({"old": 1.0, "new": 1.0}) == 0.75  # 1.4 twice
+    assert curve.choose({"old": 1.0}) == 0.25
+    assert curve.choose({"new": -1.0}) == 0.0
+    at_least = curve.choose(lambda m: m["new"] if m["old"] >= 0.8 else -1.0)
+    assert at_least == 0.5
+    with pytest.raises(ValueError, match=r"'new', 'old'.*'older'"):
+        curve.choose({"older": 1.0})
+
+
+def test_a_wrapped_optimizer_and_a_reloaded_model_know_the_way(tmp_path):
+    model = trained(
+        keras.optimizers.LossScaleOptimizer(
+            DualOpt(networks.RATE, **networks.FINETUNE), initial_scale=4.0
+        )
+    )
+    tuned = networks.arrays(model.weights)
+    model.save(tmp_path / "model.keras")
+    for one in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        for fraction in review(one, 2):
+            assert_at(one, 1.0 - fraction, tuned)
+        networks.assert_same(networks.arrays(one.weights), tuned)
+
+
+@pytest.mark.parametrize("kind", ["model", "file", "backbone"])
+def test_a_source_stands_in_for_the_anchors(kind, tmp_path):
+    pretrained = networks.network(networks.weights())
+    model = networks.compiled(keras.optimizers.SGD(0.3), networks.weights())
+    networks.fit(model, 4)
+    tuned = networks.arrays(model.weights)
+    source = pretrained
+    if kind == "file":
+        source = tmp_path / "pretrained.weights.h5"
+        pretrained.save_weights(source)
+    elif kind == "backbone":
+        body = keras.Model(pretrained.inputs, pretrained.layers[-2].output)
+        inputs = keras.Input((networks.WIDTHS[0],))
+        nested = keras.models.clone_model(body)
+        outputs = keras.layers.Dense(networks.WIDTHS[-1])(nested(inputs))
+        model = keras.Model(inputs, outputs)
+        model.set_weights(tuned)
+        source = body
+    interpolate(model, 0.37, source)
+    assert_at(model, 0.37, tuned)
+
+
+def test_a_source_also_gives_statistics_and_frozen_weights():
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((3,)),
+                keras.layers.Dense(4),
+                keras.layers.BatchNormalization(momentum=0.5),
+                keras.layers.Dense(2),
+            ]
+        )
+
+    pretrained, model = make(), make()
+    model.set_weights(pretrained.get_weights())
+    model.compile(DualOpt(0.1), "mse")
+    x, y = networks.data()
+    model.fit(x, y, verbose=0)
+    tuned = networks.arrays(model.weights)
+    model.layers[0].trainable = False
+    paths = [weight.path.rpartition("/")[2] for weight in model.weights]
+    moving = [name.startswith("moving") for name in paths]
+    assert sum(moving) == 2
+
+    by_anchors = interpolate(model, 0.0, copy=True)
+    for one, wanted, is_moving in zip(
+        networks.arrays(by_anchors.weights), tuned, moving, strict=True
+    ):
+        if is_moving:
+            np.testing.assert_array_equal(one, wanted)
+    by_source = interpolate(model, 0.0, pretrained, copy=True)
+    networks.assert_same(
+        networks.arrays(by_source.weights)[:-HEAD],
+        networks.arrays(pretrained.weights)[:-HEAD],
+    )
+
+
+def test_half_precision_is_interpolated_in_float32():
+    model = networks.network(networks.weights(), dtype="bfloat16")
+    origins = networks.network(networks.weights(seed=5), dtype="bfloat16")
+    start = [np.float32(a) for a in networks.arrays(origins.weights)]
+    tuned = [np.float32(a) for a in networks.arrays(model.weights)]
+    interpolate(model, 0.37, origins)
+    wanted = between(0.37, tuned, start)
+    for weight, value in zip(model.weights, wanted, strict=True):
+        rounded = keras.ops.convert_to_tensor(np.float32(value))
+        np.testing.assert_array_equal(
+            np.float32(networks.arrays([weight])[0]),
+            np.float32(
+                networks.arrays([keras.ops.cast(rounded, "bfloat16")])[0]
+            ),
+        )
+
+
+def test_a_lora_delta_is_scaled():
+    model = networks.network(networks.weights())
+    model.layers[0].enable_lora(2)
+    model.compile(DualOpt(0.1, **networks.FINETUNE), "mse")
+    networks.fit(model, 4)
+    factors = networks.arrays(
+        [model.layers[0].lora_kernel_a, model.layers[0].lora_kernel_b]
+    )
+    interpolate(model, 0.25)
+    networks.assert_same(
+        networks.arrays([model.layers[0].lora_kernel_a]), factors[:1]
+    )
+    np.testing.assert_allclose(
+        networks.arrays([model.layers[0].lora_kernel_b])[0], 0.25 * factors[1]
+    )
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, 50, float("nan"), True, "0.5"])
+def test_alpha_must_be_a_share(model, tuned, alpha):
+    with pytest.raises(ValueError, match=r"`alpha` in \[0, 1\]"):
+        interpolate(model, alpha)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, True])
+def test_steps_must_be_a_number(model, tuned, steps):
+    with pytest.raises(ValueError, match="`steps`"):
+        review(model, steps)
+
+
+def test_a_weight_without_a_value_is_an_error_at_once():
+    model = trained(steps=1)
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
+    with pytest.raises(ValueError, match=r"Expected: a weight of shape \(5, 4"):
+        review(model, source=other)
+    with pytest.raises(TypeError, match="Received: int 3"):
+        review(model, source=3)
+    model.optimizer.drop_anchors()
+    with pytest.raises(ValueError, match=r"none for .*dense_0.*`source=`"):
+        review(model)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "match"),
+    [
+        (keras.optimizers.Adam, "one compiled with Adam"),
+        (lambda: DualOpt(0.1, mode="scratch"), "scratch mode.*`source=`"),
+        (lambda: DualOpt(0.1), "built optimizer"),
+    ],
+)
+def test_a_model_without_anchors_is_an_error(optimizer, match):
+    model = networks.compiled(optimizer(), networks.weights())
+    with pytest.raises(ValueError, match=match):
+        interpolate(model, 0.5)
+
+
+def test_a_layer_unfrozen_since_is_an_error():
+    model = networks.network(networks.weights())
+    model.layers[1].trainable = False
+    model.compile(DualOpt(0.1), "mse")
+    networks.fit(model, 1)
+    model.layers[1].trainable = True
+    with pytest.raises(ValueError, match=r"none for .*dense_1"):
+        interpolate(model, 0.5)
+
+
+def test_reviewing_in_the_middle_of_an_epoch_does_not_disturb_it():
+    class Reviewing(keras.callbacks.Callback):
+        seen = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            model = self.model
+            before = networks.arrays(model.trainable_variables)
+            for fraction in review(model, 2):
+                assert_at(model, 1.0 - fraction, before)
+                self.seen += 1
+
+    plain, reviewing = trained(steps=4), Reviewing()
+    watched = networks.compiled(
+        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
+    )
+    networks.fit(watched, 4, callbacks=[reviewing])
+    assert reviewing.seen == 4 * 3
+    networks.assert_same(
+        networks.arrays(watched.weights), networks.arrays(plain.weights)
+    )
