@@ -4,6 +4,8 @@ What `fit` does to the Keras one is compared with what `reference.train` does
 to the NumPy one, on the same batches in the same order.
 """
 
+import itertools
+
 import keras
 import numpy as np
 import reference
@@ -33,7 +35,7 @@ def weights(seed=3):
     """Return kernels and biases in the order of `trainable_variables`."""
     random = np.random.default_rng(seed)
     arrays = []
-    for rows, columns in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for rows, columns in itertools.pairwise(WIDTHS):
         arrays.append(random.normal(0.0, 0.6, (rows, columns)))
         arrays.append(random.uniform(0.1, 0.4, columns))
     return [array.astype("float32") for array in arrays]

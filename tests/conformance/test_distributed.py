@@ -10,6 +10,7 @@ import processes
 import pytest
 import reference
 from cases import BACKEND
+
 from conformance.distributed_worker import ROWS, STEPS, optimizer_of
 
 PRETRAINED = networks.weights()
@@ -31,7 +32,8 @@ def results(tmp_path_factory):
         ",".join(ROWS),
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
     )
-    return np.load(folder / "results.npz")
+    with np.load(folder / "results.npz") as found:
+        return dict(found)
 
 
 def column(results, row, name):

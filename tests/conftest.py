@@ -1,0 +1,14 @@
+"""What every test process needs before a backend starts."""
+
+import os
+import tempfile
+
+# XLA compiles the same small programs again for every model and process; a
+# cache that lives as long as the test run halves its time. The variables are
+# inherited by the workers of xdist and by the processes that tests start.
+if os.environ.get("KERAS_BACKEND") == "jax":
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _folder = tempfile.TemporaryDirectory(prefix="keras_dualopt_xla_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = _folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
