@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import keras
 
+from keras_dualopt.depth.structure import Structure
 from keras_dualopt.depth.table import DepthRow, LayerDepth, Place
 
 
@@ -57,15 +58,14 @@ class PatternDepth(LayerDepth):
         model: keras.Model | None,
         variables: Sequence[keras.Variable],
     ) -> list[Place]:
-        """Return where each variable is, by its path alone."""
-        del model
+        """Return where each variable is; its depth by its path alone."""
         ranks = self._ranks()
         places = []
-        for number, variable in enumerate(variables):
+        for key, variable in zip(_keys(model, variables), variables):
             value = self._value(variable)
             places.append(
                 Place(
-                    f"{number}/{variable.name}",
+                    key,
                     variable.path,
                     _layer_path(variable),
                     None if value is None else ranks[value],
@@ -164,6 +164,21 @@ class PatternDepth(LayerDepth):
                 "Expected: every pattern of `depth` to win at least one "
                 f"variable. Received: {pattern.pattern!r}, {why}"
             )
+
+
+def _keys(
+    model: keras.Model | None, variables: Sequence[keras.Variable]
+) -> list[str]:
+    """Return a name for each variable: its place in the model, if known.
+
+    The order of variables differs between backends for some models; state
+    saved by number would go to other weights of the same shape.
+    """
+    if model is not None:
+        weights = Structure(model).by_variable
+        if all(id(variable) in weights for variable in variables):
+            return [weights[id(variable)].key for variable in variables]
+    return [f"{number}/{v.name}" for number, v in enumerate(variables)]
 
 
 def _unmatched(variable: keras.Variable) -> ValueError:

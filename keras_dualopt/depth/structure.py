@@ -120,7 +120,7 @@ class Structure:
         if not variables:
             return
         names = _variable_names(owner.layer, variables)
-        for name, variable in sorted(zip(names, variables), key=_first):
+        for name, variable in zip(names, variables, strict=True):
             self._add(variable, _join(owner.key, name), owner)
 
     def _add(self, variable: keras.Variable, key: str, owner: Owner) -> None:
@@ -257,7 +257,3 @@ def _is_one_layer(layer: keras.layers.Layer) -> bool:
 
 def _join(key: str, name: str) -> str:
     return f"{key}/{name}" if key else name
-
-
-def _first(pair: tuple[str, Any]) -> str:
-    return pair[0]
