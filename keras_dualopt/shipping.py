@@ -1,0 +1,199 @@
+"""Files: without the anchors, to ship; and into a compiled model, to go on."""
+
+import contextlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_dualopt import state_file
+from keras_dualopt.anchored import AnchoredOptimizer
+from keras_dualopt.anchors import DROPPED, TAKEN
+from keras_dualopt.compiled import optimizer_of, settle
+
+_KERAS, _WEIGHTS = ".keras", ".weights.h5"
+# Where Keras puts things: a `.keras` file is a zip with a weights file inside,
+# a weights file is HDF5 with one group a layer and one for the optimizer.
+# The format is the same for all of Keras 3.
+_MEMBER = "model.weights.h5"
+_GROUP = "optimizer/vars"
+_INNER_GROUP = "optimizer/inner_optimizer/vars"
+
+
+def save_without_anchors(
+    model: keras.Model, path: str | os.PathLike[str]
+) -> None:
+    """Save a model without θ₀, which takes as much room as the weights.
+
+    The model in memory stays as it is and can be trained on. The file loads
+    and evaluates; a training step on the loaded model is an error that names
+    `anchor_at`. Under `LossScaleOptimizer`, Keras warns when it loads the
+    file, and the loss scale starts anew.
+
+    Args:
+        model: A model compiled with `DualOpt(mode="finetune")`.
+        path: A `.keras` file (the model) or a `.weights.h5` file (its weights);
+            one that exists is overwritten.
+
+    Raises:
+        ValueError: If the model is not compiled with DualOpt, or in scratch
+            mode, or for another kind of file.
+
+    Example:
+    >>> import tempfile
+    >>> from keras_dualopt import DualOpt
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile(DualOpt(1e-3), "mse")
+    >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_without_anchors(model, f"{folder}/model.keras")
+    """
+    kind = _kind(path)
+    optimizer = optimizer_of(model)
+    optimizer._only_in_finetune("save_without_anchors")
+    settle(model)
+    with _without_anchors(model.optimizer, optimizer):
+        if kind == _KERAS:
+            model.save(path)
+        else:
+            model.save_weights(path)
+
+
+@contextlib.contextmanager
+def _without_anchors(
+    outer: Any, optimizer: AnchoredOptimizer
+) -> Iterator[None]:
+    """Let the optimizer say, while it is saved, that its anchors are gone.
+
+    They are not: dropping and remaking them would leave compiled steps with
+    variables that are no longer there.
+    """
+    parts = optimizer._parts
+    if parts is None or parts.anchors.state != TAKEN:
+        yield  # Anchors that were not taken are not written.
+        return
+    kept = {id(slot) for slot in parts.anchors.slots if slot is not None}
+
+    def save(store: Any) -> None:
+        shipped = [v for v in outer.variables if id(v) not in kept]
+        for number, variable in enumerate(shipped):
+            store[str(number)] = keras.ops.convert_to_numpy(variable.value)
+
+    parts.anchors.set_state(DROPPED)
+    if outer is not optimizer:
+        # LossScaleOptimizer writes its inner optimizer's variables once more.
+        vars(outer)["save_own_variables"] = save
+    try:
+        yield
+    finally:
+        vars(outer).pop("save_own_variables", None)
+        parts.anchors.set_state(TAKEN)
+
+
+def restore_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Put the optimizer's state of a file into a compiled model.
+
+    For models that `load_model` does not compile, so that the step counter,
+    the averages and θ₀ in the file are lost: KerasHub's tasks, and any with a
+    `compile` of its own. Load, compile as before, restore; training then goes
+    on as if it had never stopped. The model's weights stay as they are.
+
+    Args:
+        model: A model compiled with a DualOpt like the one that was saved.
+        path: A `.keras` or `.weights.h5` file.
+
+    Raises:
+        ValueError: If the file has no state of a DualOpt, or one that does not
+            fit; nothing is changed then.
+
+    Example:
+    >>> import tempfile
+    >>> from keras_dualopt import DualOpt
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile(DualOpt(1e-3), "mse")
+    >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.keras")
+    ...     model.compile(DualOpt(1e-3), "mse")
+    ...     restore_optimizer(model, f"{folder}/model.keras")
+    >>> int(model.optimizer.iterations)
+    1
+    """
+    optimizer = optimizer_of(model)
+    groups = _read_groups(path)
+    found = next(
+        (group for group in groups.values() if state_file.read(group)), None
+    )
+    if found is None:
+        raise ValueError(
+            f"Expected: the state of a DualOpt in {os.fspath(path)!r}. "
+            f"Received: {_contents(groups)}. Save the model with `save`, or "
+            "its weights with `save_weights`, while it is compiled with "
+            "DualOpt."
+        )
+    settle(model)
+    outer = model.optimizer
+    if not outer.built:
+        outer.build(model.trainable_variables)
+    optimizer.load_own_variables(found)
+    if outer is not optimizer and found is groups.get(_INNER_GROUP):
+        # LossScaleOptimizer's own variables come first.
+        inside = {id(variable) for variable in optimizer.variables}
+        own = [v for v in outer.variables if id(v) not in inside]
+        for number, variable in enumerate(own):
+            variable.assign(groups[_GROUP][str(number)])
+
+
+def _kind(path: str | os.PathLike[str]) -> str:
+    for kind in (_KERAS, _WEIGHTS):
+        if os.fspath(path).endswith(kind):
+            return kind
+    raise ValueError(
+        f"Expected: a path that ends in '{_KERAS}' or '{_WEIGHTS}'. Received: "
+        f"{os.fspath(path)!r}."
+    )
+
+
+def _read_groups(
+    path: str | os.PathLike[str],
+) -> dict[str, dict[str, Any]]:
+    """Return what a file holds for its optimizer, by group."""
+    import h5py
+
+    kind = _kind(path)
+    with contextlib.ExitStack() as stack:
+        source: Any = os.fspath(path)
+        if kind == _KERAS:
+            archive = stack.enter_context(zipfile.ZipFile(source))
+            # HDF5 seeks back and forth, which a zip member does slowly.
+            source = io.BytesIO(archive.read(_MEMBER))
+        file = stack.enter_context(h5py.File(source, "r"))
+        return {
+            name: {key: _array(entry) for key, entry in file[name].items()}
+            for name in (_GROUP, _INNER_GROUP)
+            if name in file
+        }
+
+
+def _array(entry: Any) -> Any:
+    if entry.attrs.get("dtype") == "bfloat16":
+        # HDF5 knows no bfloat16: Keras notes it beside the bytes.
+        import ml_dtypes
+
+        return np.array(entry, dtype=ml_dtypes.bfloat16)
+    return np.array(entry)
+
+
+def _contents(groups: dict[str, dict[str, Any]]) -> str:
+    count = sum(len(group) for group in groups.values())
+    if not count:
+        return "a file without an optimizer"
+    return f"a file with {count} arrays of another optimizer"
