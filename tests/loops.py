@@ -88,3 +88,16 @@ def _tensorflow_steps(optimizer, variables, gradient, steps):
         trajectory.append(values(variables))
     assert len(traces) == first
     return trajectory
+
+
+def compiled(function):
+    """Return a function of tensors as XLA compiles it; as it is on torch."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True)
+    return function
