@@ -1,0 +1,200 @@
+"""State that does not fit is refused, and nothing has been written then."""
+
+import keras
+import networks
+import numpy as np
+import pytest
+
+from keras_dualopt import DualOpt, bases
+
+
+def make(**changes):
+    return DualOpt(networks.RATE, **{**networks.FINETUNE, **changes})
+
+
+def chain(*widths):
+    layers = [keras.layers.Dense(width) for width in widths]
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+def frozen_first(model):
+    model.layers[0].trainable = False
+    return model
+
+
+def step(model, optimizer, times=1):
+    """Build on the model and take a step, without compiling anything."""
+    if not optimizer.built:
+        optimizer.bind(model)
+    random = np.random.default_rng(8)
+    for _ in range(times):
+        optimizer.apply(
+            [
+                keras.ops.convert_to_tensor(random.normal(size=v.shape))
+                for v in model.trainable_variables
+            ],
+            model.trainable_variables,
+        )
+    return optimizer
+
+
+def saved(model, optimizer):
+    store = {}
+    step(model, optimizer).save_own_variables(store)
+    return store
+
+
+# what differs: (model that reads, its optimizer, words of the error)
+OTHERS = {
+    "one layer more": (
+        lambda: chain(5, 4, 2, 2),
+        make,
+        r"weight 'sequential.*/(kernel|bias)'.*Received: .*without it",
+    ),
+    "one layer less": (
+        lambda: chain(5, 2),
+        make,
+        r"shape \(5, 2\).*\(5, 4\)",
+    ),
+    "other shapes": (
+        lambda: chain(5, 6, 2),
+        make,
+        r"shape \(5, 6\).*\(5, 4\)",
+    ),
+    "other order": (
+        lambda: chain(4, 5, 2),
+        make,
+        r"shape \(3, 4\).*\(3, 5\)",
+    ),
+    "frozen layer": (
+        lambda: frozen_first(chain(5, 4, 2)),
+        make,
+        r"of 4 weights.*a file of 6;.*anchor_at\(old_optimizer\)",
+    ),
+    "other base": (
+        lambda: chain(5, 4, 2),
+        lambda: make(base="sgd"),
+        r"base='SGD'.*base='Adam'",
+    ),
+    "wrapped base": (
+        lambda: chain(5, 4, 2),
+        lambda: make(base=keras.optimizers.Lion()),
+        r"base='Lion'.*base='Adam'",
+    ),
+    "other mode": (
+        lambda: chain(5, 4, 2),
+        lambda: DualOpt(networks.RATE, **networks.SCRATCH),
+        r"mode='scratch'.*mode='finetune'",
+    ),
+    "averages wanted": (
+        lambda: chain(5, 4, 2),
+        lambda: make(use_ema=True),
+        r"'model_variables_moving_average'.*without one.*use_ema",
+    ),
+    "accumulators wanted": (
+        lambda: chain(5, 4, 2),
+        lambda: make(gradient_accumulation_steps=2),
+        r"'accumulated_gradients'.*gradient_accumulation_steps",
+    ),
+    "other head": (
+        lambda: chain(5, 4, 2),
+        lambda: make(depth={".*": 0.3}),
+        r"a 'anchors' for weight .*dense_\d+/kernel.*head",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return saved(chain(5, 4, 2), make())
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_state_is_refused_before_anything_is_written(other, built, state):
+    make_model, make_optimizer, words = OTHERS[other]
+    model, optimizer = make_model(), make_optimizer()
+    if not built:
+        optimizer.load_own_variables(state)  # Kept: there are no variables.
+        with pytest.raises(ValueError, match=f"(?s)Expected: .*{words}"):
+            step(model, optimizer)
+        before = networks.arrays(model.variables)
+        # It does not train without the state that was given to it.
+        with pytest.raises(ValueError, match="were refused"):
+            # Two, where gradients are accumulated.
+            step(model, optimizer, times=2)
+        networks.assert_same(networks.arrays(model.variables), before)
+        return
+    step(model, optimizer)
+    before = networks.arrays(optimizer.variables)
+    with pytest.raises(ValueError, match=f"(?s)Expected: .*{words}"):
+        optimizer.load_own_variables(state)
+    networks.assert_same(networks.arrays(optimizer.variables), before)
+
+
+def test_state_of_a_wider_optimizer_is_refused(state):
+    """What the file holds besides is lost data, not a detail."""
+    wide = saved(chain(5, 4, 2), make(use_ema=True))
+    optimizer = step(chain(5, 4, 2), make())
+    before = networks.arrays(optimizer.variables)
+    with pytest.raises(ValueError, match="model_variables_moving_average"):
+        optimizer.load_own_variables(wide)
+    networks.assert_same(networks.arrays(optimizer.variables), before)
+
+
+def test_the_same_weights_in_another_order_are_matched_by_their_place(state):
+    """Backends list the weights of some KerasHub tasks differently."""
+    model, optimizer = chain(5, 4, 2), make()
+    optimizer.bind(model)
+    optimizer.build(model.trainable_variables[::-1])
+    optimizer.load_own_variables(state)
+    anchors = networks.arrays(optimizer.anchors[:1:-1])
+    networks.assert_same(anchors, [state[f"anchors.{i}"] for i in range(4)])
+    again = {}
+    optimizer.save_own_variables(again)
+    for index in range(6):
+        np.testing.assert_array_equal(
+            again[f"momentums.{5 - index}"], state[f"momentums.{index}"]
+        )
+
+
+def test_another_optimizers_state_is_named_and_not_read():
+    model, plain = chain(5, 4, 2), keras.optimizers.Adam()
+    plain.build(model.trainable_variables)
+    store = {}
+    plain.save_own_variables(store)
+    for optimizer in (make(), step(chain(5, 4, 2), make())):
+        before = networks.arrays(optimizer.variables)
+        with pytest.warns(UserWarning, match=f"{len(store)} arrays of another"):
+            optimizer.load_own_variables(store)
+        networks.assert_same(networks.arrays(optimizer.variables), before)
+
+
+def test_another_learning_rate_or_strength_may_go_on_with_the_state(state):
+    """They are arguments, not state: a person may change them."""
+    optimizer = step(
+        chain(5, 4, 2),
+        DualOpt(0.2, rollback=0.4, base=bases.Adam(beta_1=0.5)),
+    )
+    optimizer.load_own_variables(state)
+    again = {}
+    optimizer.save_own_variables(again)
+    assert again.keys() == state.keys()
+    for name in state:
+        if name != "dualopt":
+            np.testing.assert_array_equal(again[name], state[name])
+
+
+def test_refused_state_is_named_by_the_error_of_load_weights(tmp_path):
+    """Keras collects errors; ours must be among what the user reads."""
+    model = chain(5, 4, 2)
+    model.compile(make(), "mse")
+    step(model, model.optimizer)
+    model.save_weights(tmp_path / "x.weights.h5")
+    other = chain(5, 4, 2)
+    other.compile(make(base="sgd"), "mse")
+    step(other, other.optimizer)
+    before = networks.arrays(other.optimizer.variables)
+    with pytest.raises(ValueError, match=r"base='SGD'.*base='Adam'"):
+        other.load_weights(tmp_path / "x.weights.h5")
+    networks.assert_same(networks.arrays(other.optimizer.variables), before)
