@@ -1,9 +1,28 @@
 """DualOpt: any Keras optimizer's step, and a pull in the same step."""
 
-from keras_dualopt import bases
+from keras_dualopt import bases, callbacks
 from keras_dualopt.depth import LayerDepth, layer_depth
+from keras_dualopt.interpolation import interpolate
 from keras_dualopt.optimizer import DualOpt
+from keras_dualopt.plots import plot_strength
+from keras_dualopt.recipes import recipe
+from keras_dualopt.reviewing import review, review_curve
+from keras_dualopt.shipping import restore_optimizer, save_without_anchors
 
 __version__ = "0.1.0"
 
-__all__ = ["DualOpt", "LayerDepth", "__version__", "bases", "layer_depth"]
+__all__ = [
+    "DualOpt",
+    "LayerDepth",
+    "__version__",
+    "bases",
+    "callbacks",
+    "interpolate",
+    "layer_depth",
+    "plot_strength",
+    "recipe",
+    "restore_optimizer",
+    "review",
+    "review_curve",
+    "save_without_anchors",
+]

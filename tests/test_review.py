@@ -9,7 +9,7 @@ import pytest
 
 from keras_dualopt import DualOpt
 from keras_dualopt.interpolation import interpolate
-from keras_dualopt.review import ReviewCurve, review, review_curve
+from keras_dualopt.reviewing import ReviewCurve, review, review_curve
 
 HEAD = 2  # The head's variables come last.
 
