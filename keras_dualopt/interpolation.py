@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from typing import Any, TypeAlias
 
 import keras
@@ -235,7 +236,10 @@ def _copy(
     model: keras.Model, variables: list[keras.Variable], values: list[Any]
 ) -> keras.Model:
     """Return a copy of a model in which some weights have other values."""
-    copy = keras.models.clone_model(model)
+    with warnings.catch_warnings():
+        # The copy of a KerasHub task is not compiled, and is not meant to be.
+        warnings.filterwarnings("ignore", message=r"`compile\(\)` was not")
+        copy = keras.models.clone_model(model)
     shapes = [[tuple(w.shape) for w in m.weights] for m in (model, copy)]
     if shapes[0] != shapes[1]:
         raise ValueError(
