@@ -5,7 +5,8 @@ a public name can do the job, the other files use it (`keras.Function`,
 `keras.Operation`, `keras.StatelessScope`, `keras.tree`).
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -125,6 +126,22 @@ class _Probe(keras.Operation):
 
     def call(self, *tensors: Any) -> Any:
         return self._function(*tensors)
+
+
+@contextlib.contextmanager
+def losses_kept(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
+    """Give layers their losses back: calling a model empties them."""
+    kept = [
+        (layer, [*layer._losses], {*layer._loss_ids})
+        for layer in layers
+        if layer._losses
+    ]
+    try:
+        yield
+    finally:
+        for layer, losses, names in kept:
+            layer._losses[:] = losses
+            layer._loss_ids.update(names)
 
 
 def trace(function: Any, tensors: list[Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_dualopt.depth import keras_hooks as hooks
 from keras_dualopt.depth.flow import order_of
 from keras_dualopt.depth.head import find_head, select_head
 from keras_dualopt.depth.order import Order
@@ -39,7 +40,8 @@ def layer_depth(model: keras.Model, head: Any = None) -> LayerDepth:
             f"{_described(model)}. Call it on data or `build` it first."
         )
     structure = Structure(model)
-    order = order_of(structure)
+    with hooks.losses_kept(o.layer for o in structure.owners.values()):
+        order = order_of(structure)
     if head is None:
         new = find_head(structure, order)
     elif isinstance(head, list | tuple | set | frozenset) and not head:
