@@ -259,3 +259,32 @@ def test_any_step_is_finite_and_ends_nearer_to_the_anchor(
             np.abs(np.float64(theta) - anchor)
             <= np.abs(np.float64(theta_pre) - anchor) + 3e-7 * largest
         ).all()
+
+
+BASES = {
+    "adam": lambda: "adam",
+    "sgd": lambda: "sgd",
+    "Keras' SGD": lambda: keras.optimizers.SGD(momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@brief
+@given(arrays(float32s()), st.floats(0.0, 1.0))
+def test_weights_at_their_anchors_stay_in_a_step(base, anchor, strength):
+    """θ_pre = a stays a, through whatever path the backend takes."""
+    variables = [
+        keras.Variable(np.resize(anchor, shape), name=name)
+        for name, shape in (("one", (5,)), ("other", (7, 3)))
+    ]
+    dual = DualOpt(
+        0.5, base=BASES[base](), rollback=strength, depth={".*": 0.0}
+    )
+    dual.build(variables)
+    dual.anchor_at()
+    start = values(variables)
+    zeros = [np.zeros(v.shape, "float32") for v in variables]
+    for _ in range(2):
+        dual.apply(tensors(zeros, variables), variables)
+    for value, theta in zip(values(variables), start, strict=True):
+        np.testing.assert_array_equal(value, theta)
