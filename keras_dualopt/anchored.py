@@ -1,10 +1,11 @@
 """An optimizer whose anchors and state outlive the process."""
 
+import warnings
 from typing import Any, Self
 
 import keras
 
-from keras_dualopt import backend, sources, state, state_file
+from keras_dualopt import backend, sources, state, state_file, wrapping
 from keras_dualopt.anchors import DROPPED, TAKEN
 from keras_dualopt.pulling import Parts, PullingOptimizer
 
@@ -16,14 +17,13 @@ class AnchoredOptimizer(PullingOptimizer):
         super().__init__(*args, **kwargs)
         # Asked for before `build`: kept until there are variables.
         self._pending_state: dict[str, Any] | None = None
-        self._pending_source: tuple[Any] | None = None
+        self._pending_source: _Source | None = None
 
     def _after_build(self) -> None:
         if self._pending_state is not None:
             self._restore(self._pending_state)
         if self._pending_source is not None:
-            (source,) = self._pending_source
-            self.anchor_at(source)
+            self._move_anchors(self._pending_source.value)
             self._pending_source = None
 
     def _backend_update_step(
@@ -74,9 +74,16 @@ class AnchoredOptimizer(PullingOptimizer):
             source = source._anchored()
         else:
             sources.check_source(source)
-        if self._parts is None:
-            self._pending_source = (source,)
-            return self
+        if self._parts is not None:
+            self._move_anchors(source)
+        elif source is not None or self._pending_state is not None:
+            # Without a state, the current weights at the first step are what
+            # is taken anyway.
+            self._pending_source = _Source(source)
+        return self
+
+    def _move_anchors(self, source: Any) -> None:
+        assert self._parts is not None
         self._settle()
         plan, anchors = self._parts.plan, self._parts.anchors
         values = sources.values_from(
@@ -86,9 +93,21 @@ class AnchoredOptimizer(PullingOptimizer):
             [place.key for place in plan.places],
             plan.anchored,
         )
+        self._revive()
         anchors.move_to(values)
         self._attach_anchors()
-        return self
+
+    def _revive(self) -> None:
+        """Make room for dropped anchors, where they were among the others."""
+        assert self._parts is not None
+        anchors = self._parts.anchors
+        if not anchors.dropped:
+            return
+        others = list(self._variables)
+        anchors.revive()
+        first = self._parts.anchors_at
+        order = [*others[:first], *anchors.taken, *others[first:]]
+        wrapping.track_in_order(self, order)
 
     def _anchored(self) -> sources.Anchored:
         self._only_in_finetune("anchor_at(optimizer)")
@@ -133,15 +152,16 @@ class AnchoredOptimizer(PullingOptimizer):
             )
         return self._parts
 
-    def _settle(self) -> None:
-        """Bring the variables up to date inside of JAX's `fit`."""
-        model = self._model_reference()
-        if model is not None and hasattr(model, "jax_state_sync"):
-            model.jax_state_sync()
-
     def save_own_variables(self, store: Any) -> None:
         """Write the state, each entry by what it is and which weight it has."""
         if self._parts is None:
+            if self._pending_source is not None:
+                raise ValueError(
+                    "Expected: a built optimizer, to save the anchors given to "
+                    "`anchor_at`. Received: one that has not seen its "
+                    "variables. Call "
+                    "`optimizer.build(model.trainable_variables)` first."
+                )
             if self._pending_state is not None:
                 state_file.rewrite(self._pending_state, store)
             return
@@ -171,10 +191,15 @@ class AnchoredOptimizer(PullingOptimizer):
         assert self._parts is not None
         anchors = self._parts.anchors
         flag = state_file.flag_of(found)
-        pairs = state.match(self._table(), found, self._labels())
-        if flag == TAKEN and anchors.dropped:
-            anchors.revive()
+        revived = flag != DROPPED and anchors.dropped
+        if revived:
+            self._revive()
+        try:
             pairs = state.match(self._table(), found, self._labels())
+        except ValueError:
+            if revived:
+                anchors.drop()
+            raise
         for variable, array in pairs:
             backend.copy_value(
                 variable, keras.ops.convert_to_tensor(array, variable.dtype)
@@ -182,10 +207,31 @@ class AnchoredOptimizer(PullingOptimizer):
         if flag == DROPPED:
             anchors.drop()
         else:
-            anchors.revive()
             anchors.set_state(flag)
         self._pending_state = None
+        self._restore_reference(found)
         self._attach_anchors()
+
+    def _restore_reference(self, found: dict[str, Any]) -> None:
+        """Take η over where the learning rate was, so that ρ is as before."""
+        assert self._parts is not None
+        reference = found["manifest"]["settings"].get("reference")
+        if reference == self._reference:
+            return
+        if "learning_rate" not in found["arrays"] or not isinstance(
+            self._learning_rate, keras.Variable
+        ):
+            warnings.warn(
+                "Expected: a state that was written at reference learning rate "
+                f"{self._reference!r}. Received: one at {reference!r}, with a "
+                "learning rate of another kind (a schedule on one side). The "
+                f"pull is measured against {self._reference!r}; pass "
+                "`reference_learning_rate=` to choose.",
+                stacklevel=2,
+            )
+            return
+        self._reference = reference
+        self._remake_pull()
 
     def _table(self) -> state_file.Table:
         assert self._parts is not None
@@ -210,8 +256,16 @@ class AnchoredOptimizer(PullingOptimizer):
     def _labels(self) -> dict[str, Any]:
         return {
             "mode": self._arguments.mode,
-            "base": type(self._holder.base).__name__,
+            "base": wrapping.label(self._holder.base),
+            "reference": self._reference,
         }
+
+
+class _Source:
+    """Holds what to anchor at; Keras' saver would enter a model kept here."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def unwrapped(optimizer: Any) -> Any:

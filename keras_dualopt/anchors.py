@@ -37,10 +37,15 @@ class Anchors:
         self._wanted = list(wanted)
         self._add = add
         self._remove = remove
-        self._captured = False
         self.flag = flag
         self.dropped = False
         self.slots: list[keras.Variable | None] = []
+        self.taken: list[keras.Variable] = []  # `slots` without `None`
+        self._anchored = [
+            variable
+            for variable, needed in zip(variables, wanted, strict=True)
+            if needed
+        ]
         self._make()
 
     def _make(self) -> None:
@@ -50,14 +55,7 @@ class Anchors:
                 self._variables, self._wanted, strict=True
             )
         ]
-
-    @property
-    def _pairs(self) -> list[tuple[keras.Variable, keras.Variable]]:
-        return [
-            (slot, variable)
-            for slot, variable in zip(self.slots, self._variables, strict=True)
-            if slot is not None
-        ]
+        self.taken = [slot for slot in self.slots if slot is not None]
 
     @property
     def state(self) -> int:
@@ -69,8 +67,6 @@ class Anchors:
         backend.copy_value(
             self.flag, keras.ops.convert_to_tensor(state, self.flag.dtype)
         )
-        # Where steps are compiled, the flag decides in every one of them.
-        self._captured = False
 
     def capture(self, strategy: Any) -> None:
         """In a training step, before it moves anything: θ₀ if it is the first.
@@ -85,24 +81,18 @@ class Anchors:
                 "`optimizer.anchor_at()` to anchor at the current weights, or "
                 "`anchor_at(model_or_weights_file)`."
             )
-        if not self._captured:
-            pairs = self._pairs
-            self._captured = backend.capture(
-                self.flag,
-                [anchor for anchor, _ in pairs],
-                [variable for _, variable in pairs],
-                strategy,
-            )
+        backend.capture(self.flag, self.taken, self._anchored, strategy)
 
     def refresh(self) -> None:
         """Show the current weights until the first step."""
         if self.state == NOT_TAKEN:
-            for anchor, variable in self._pairs:
+            for anchor, variable in zip(
+                self.taken, self._anchored, strict=True
+            ):
                 backend.copy_value(anchor, variable)
 
     def move_to(self, values: Sequence[Any]) -> None:
         """Anchor at other values, aligned with the variables."""
-        self.revive()
         for slot, value in zip(self.slots, values, strict=True):
             if slot is not None:
                 backend.copy_value(
@@ -116,6 +106,7 @@ class Anchors:
             if slot is not None:
                 self._remove(slot)
         self.slots = [None] * len(self.slots)
+        self.taken = []
         self.dropped = True
         self.set_state(DROPPED)
 

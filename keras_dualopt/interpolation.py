@@ -12,7 +12,7 @@ from keras_dualopt import backend, sources
 from keras_dualopt.anchored import AnchoredOptimizer, unwrapped
 from keras_dualopt.compiled import optimizer_of, settle
 from keras_dualopt.depth import layer_depth
-from keras_dualopt.plan import _LORA_FREE, _LORA_ZERO
+from keras_dualopt.plan import role
 
 # A Keras model or the path of a weights file.
 Source: TypeAlias = Any
@@ -162,11 +162,10 @@ def _from_anchors(
     for variable, anchor, place in zip(
         optimizer._trainable_variables, anchors, parts.plan.places, strict=True
     ):
-        name = variable.path.rpartition("/")[2]
-        overwritten = getattr(variable, "overwrite_with_gradient", False)
-        if not place.pretrained or overwritten or name in _LORA_FREE:
+        kind = role(variable)
+        if not place.pretrained or kind == "free":
             continue
-        if name in _LORA_ZERO:
+        if kind == "zero":
             origin = np.zeros(variable.shape, dtype="float32")
         elif anchor is None:
             raise ValueError(_without(variable))
@@ -181,14 +180,9 @@ def _from_source(
     model: keras.Model, source: Any
 ) -> tuple[list[keras.Variable], list[Any]]:
     variables = [
-        variable
-        for variable in _pretrained(model)
-        if variable.path.rpartition("/")[2] not in _LORA_FREE
+        variable for variable in _pretrained(model) if role(variable) != "free"
     ]
-    wanted = [
-        variable.path.rpartition("/")[2] not in _LORA_ZERO
-        for variable in variables
-    ]
+    wanted = [role(variable) == "anchor" for variable in variables]
     values = sources.values_from(
         source, model, variables, [""] * len(variables), wanted
     )

@@ -10,6 +10,7 @@ from keras_dualopt import wrapping
 from keras_dualopt.anchored import AnchoredOptimizer
 from keras_dualopt.arguments import Arguments
 from keras_dualopt.depth import LayerDepth, layer_depth
+from keras_dualopt.plan import Decisions
 from keras_dualopt.reference_rate import check_reference, peak_learning_rate
 from keras_dualopt.summary import summary_table
 
@@ -140,6 +141,7 @@ class DualOpt(AnchoredOptimizer):
             depth=depth,
             exclude=exclude,
         )
+        _check_learning_rate(learning_rate)
         base_optimizer = wrapping.make_base(base, mode)
         if learning_rate is None:
             learning_rate = wrapping.own_learning_rate(base_optimizer, mode)
@@ -187,6 +189,16 @@ class DualOpt(AnchoredOptimizer):
     def _change_setting(self, name: str, value: Any) -> None:
         if "_arguments" not in self.__dict__:
             return  # Keras' constructor sets `weight_decay`; ours comes later.
+        if name == "mode":
+            raise ValueError(
+                f"Expected: `mode` to stay {self.mode!r}; the other arguments "
+                f"were chosen for it. Received: {value!r}. Make a new "
+                "DualOpt(mode=...)."
+            )
+        if name == "depth" and value is not None and self._head is not None:
+            raise ValueError(
+                "Expected: either `depth` or `bind(head=...)`. Received: both."
+            )
         if self.built:
             raise ValueError(
                 f"Expected: `{name}` to stay as it was when the optimizer was "
@@ -242,12 +254,10 @@ class DualOpt(AnchoredOptimizer):
         depth: Any = self._arguments.depth
         if self._head is not None:
             # What was bound by hand would not be found by itself.
-            model = self._model_reference()
-            depth = (
-                self._parts.plan.depth
-                if self._parts is not None
-                else layer_depth(model, head=self._head)
-            )
+            if self._parts is not None:
+                depth = self._parts.plan.depth
+            else:
+                depth = self._depth_of_bound_model()
         if isinstance(depth, LayerDepth):
             depth = keras.saving.serialize_keras_object(depth)
         elif depth is not None:
@@ -265,7 +275,24 @@ class DualOpt(AnchoredOptimizer):
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,
         )
+        decided = self._decided
+        if self._parts is not None and self._parts.plan.lasting:
+            decided = self._parts.plan.decisions()
+        if decided and (self.exclude or isinstance(depth, list)):
+            # Paths may be others after a reload; places are not.
+            config["decided"] = decided
         return config
+
+    def _depth_of_bound_model(self) -> LayerDepth:
+        model = self._model_reference()
+        if model is None or not model.built:
+            raise ValueError(
+                "Expected: a built model, to write the head given to "
+                "`bind(model, head=...)` into the config. Received: "
+                + ("none any more" if model is None else "one not built yet")
+                + ". Build the model first."
+            )
+        return layer_depth(model, head=self._head)
 
     @classmethod
     def from_config(
@@ -283,10 +310,15 @@ class DualOpt(AnchoredOptimizer):
             config["depth"] = keras.saving.deserialize_keras_object(
                 depth, custom_objects=custom_objects
             )
+        decided = config.pop("decided", None)
         optimizer: DualOpt = super().from_config(
             config, custom_objects=custom_objects
         )
+        optimizer._remember(decided)
         return optimizer
+
+    def _remember(self, decided: Decisions | None) -> None:
+        self._decided = decided
 
     def summary(self, print_fn: Callable[[str], Any] = print) -> None:
         """Print one table: what is pulled, how strongly, at what memory.
@@ -330,3 +362,20 @@ def _reference(mode: str, given: Any, learning_rate: Any) -> float | None:
     if given is None:
         return peak_learning_rate(learning_rate)
     return check_reference(given, "`reference_learning_rate`")
+
+
+def _check_learning_rate(value: Any) -> None:
+    if isinstance(value, keras.optimizers.Optimizer):
+        raise TypeError(
+            "Expected: `learning_rate` to be a float, a schedule or a "
+            f"callable. Received: the optimizer {type(value).__name__}. To "
+            "take its steps pass it as the base: "
+            f"`DualOpt(base=keras.optimizers.{type(value).__name__}(...))`."
+        )
+    if isinstance(value, bool | str) or not (
+        value is None or isinstance(value, int | float) or callable(value)
+    ):
+        raise TypeError(
+            "Expected: `learning_rate` to be a float, a schedule or a "
+            f"callable. Received: {type(value).__name__} {value!r}."
+        )

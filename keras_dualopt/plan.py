@@ -3,13 +3,14 @@
 import dataclasses
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from keras_dualopt.arguments import Arguments
 from keras_dualopt.depth import (
+    DepthRow,
     LayerDepth,
     Place,
     depth_from_patterns,
@@ -17,10 +18,28 @@ from keras_dualopt.depth import (
 )
 from keras_dualopt.penalty import decay_strength, rollback_strength
 
-# The names that Keras gives to LoRA's factors (`Layer.enable_lora`). The delta
-# a·b starts at 0: pulling b to 0 is the rollback, a's random start no anchor.
+# The names that Keras gives to LoRA's factors (`Layer.enable_lora`).
 _LORA_ZERO = ("lora_kernel_b", "lora_embeddings_b")
 _LORA_FREE = ("lora_kernel_a", "lora_embeddings_a")
+
+# Decisions by the weight's place in the model: relative depth, pretrained,
+# excluded. What a config keeps of patterns, since names change on reload.
+Decisions = Mapping[str, Sequence[Any]]
+
+
+def role(variable: keras.Variable) -> str:
+    """Return what a pretrained layer's weight is pulled to in fine-tune mode.
+
+    `"anchor"`: its θ₀. `"zero"`: LoRA's factor b, whose product with a is a
+    delta that starts at 0. `"free"`: nothing; a's random start is no anchor,
+    and float8 scales are overwritten with their gradient.
+    """
+    name = variable.path.rpartition("/")[2]
+    if getattr(variable, "overwrite_with_gradient", False):
+        return "free"
+    if name in _LORA_FREE:
+        return "free"
+    return "zero" if name in _LORA_ZERO else "anchor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +49,25 @@ class Plan:
     Args:
         depth: The depths in force.
         places: For each variable, its place in the model.
+        excluded: For each variable, whether `exclude` names it.
         strengths: For each variable, its share of the pull; 0.0: none.
         anchored: For each variable, whether it gets a θ₀.
+        lasting: Whether `Place.key` is the same in a copy of the model.
     """
 
     depth: LayerDepth
     places: list[Place]
+    excluded: list[bool]
     strengths: list[float]
     anchored: list[bool]
+    lasting: bool
+
+    def decisions(self) -> Decisions:
+        """Return what patterns have decided, by place."""
+        return {
+            place.key: [place.relative, place.pretrained, free]
+            for place, free in zip(self.places, self.excluded, strict=True)
+        }
 
 
 def make_plan(
@@ -45,38 +75,100 @@ def make_plan(
     model: keras.Model | None,
     head: Any,
     variables: Sequence[keras.Variable],
+    decided: Decisions | None = None,
 ) -> Plan:
     """Decide for every variable.
+
+    Args:
+        arguments: The arguments of DualOpt.
+        model: The model that owns the variables, if it is known.
+        head: What `bind` was told of the head.
+        variables: The variables to train.
+        decided: What patterns decided in a model that this one is a copy of.
 
     Raises:
         ValueError: If the depths do not fit the variables, a pattern matches
             nothing, or fine-tune mode finds nothing that was pretrained.
     """
-    depth = _depth(arguments, model, head, variables)
-    places = depth.place(model, variables)
-    excluded = _excluded(arguments.exclude, model, variables)
+    keys = _lasting_keys(arguments, model, variables)
+    if decided is not None and keys and all(key in decided for key in keys):
+        excluded = [bool(decided[key][2]) for key in keys]
+    else:
+        decided = None
+        excluded = _excluded(arguments.exclude, model, variables)
+    if decided is not None and isinstance(arguments.depth, Mapping):
+        depth = _decided_depth(decided, keys, variables)
+        places = [_place(row) for row in depth.rows]
+    else:
+        depth = _depth(arguments, model, head, variables)
+        places = depth.place(model, variables)
+    if keys:
+        places = [
+            dataclasses.replace(place, key=key)
+            for place, key in zip(places, keys, strict=True)
+        ]
+    if _is_one_output_layer(arguments, depth):
+        places = [dataclasses.replace(p, relative=1.0) for p in places]
     strengths, anchored = [], []
     for variable, place, free in zip(variables, places, excluded, strict=True):
-        name = variable.path.rpartition("/")[2]
-        relative = place.relative
-        counts = place.pretrained and relative is not None
-        overwritten = getattr(variable, "overwrite_with_gradient", False)
-        pulled = counts and not (overwritten or free or name in _LORA_FREE)
-        strengths.append(
-            _strength(arguments, depth, relative)
-            if pulled and relative is not None
-            else 0.0
-        )
+        kind = role(variable)
+        relative = place.relative if place.pretrained else None
+        if relative is None or free or kind == "free":
+            strengths.append(0.0)
+        else:
+            strengths.append(_strength(arguments, relative))
         anchored.append(
             arguments.mode == "finetune"
-            and counts
-            and not overwritten
-            and name not in _LORA_ZERO + _LORA_FREE
+            and relative is not None
+            and kind == "anchor"
         )
-    plan = Plan(depth, places, strengths, anchored)
+    lasting = model is not None
+    plan = Plan(depth, places, excluded, strengths, anchored, lasting)
     if arguments.mode == "finetune":
         _check_something_is_pretrained(plan, variables)
     return plan
+
+
+def _lasting_keys(
+    arguments: Arguments,
+    model: keras.Model | None,
+    variables: Sequence[keras.Variable],
+) -> list[str]:
+    """Return the places of the variables where patterns speak of them."""
+    by_pattern = isinstance(arguments.depth, Mapping) or arguments.exclude
+    if model is None or not by_pattern:
+        return []
+    places = layer_depth(model, head=()).place(model, variables)
+    return [place.key for place in places]
+
+
+def _decided_depth(
+    decided: Decisions,
+    keys: Sequence[str],
+    variables: Sequence[keras.Variable],
+) -> LayerDepth:
+    values = sorted({r for r, *_ in decided.values() if r is not None})
+    return LayerDepth(
+        [
+            DepthRow(
+                path=variable.path,
+                layer=variable.path.rpartition("/")[0],
+                index=None if relative is None else values.index(relative),
+                relative=relative,
+                pretrained=pretrained,
+                shape=tuple(variable.shape),
+                key=key,
+            )
+            for key, variable in zip(keys, variables, strict=True)
+            for relative, pretrained, _ in [decided[key]]
+        ]
+    )
+
+
+def _place(row: DepthRow) -> Place:
+    return Place(
+        row.key, row.path, row.layer, row.index, row.relative, row.pretrained
+    )
 
 
 def _depth(
@@ -96,16 +188,21 @@ def _depth(
     return layer_depth(model, head=head)
 
 
-def _strength(
-    arguments: Arguments, depth: LayerDepth, relative: float
-) -> float:
+def _is_one_output_layer(arguments: Arguments, depth: LayerDepth) -> bool:
+    """Tell scratch mode's model of one layer, which is the output layer."""
+    return (
+        arguments.mode == "scratch"
+        and not isinstance(arguments.depth, Mapping)
+        and len({row.index for row in depth.rows}) == 1
+    )
+
+
+def _strength(arguments: Arguments, relative: float) -> float:
     high, low = arguments.levels
     power = arguments.power
     assert power is not None
     if arguments.mode == "finetune":
         return rollback_strength(relative, high, low, power)
-    if arguments.depth is None and len({r.index for r in depth.rows}) == 1:
-        relative = 1.0  # The only layer is the output layer.
     return decay_strength(relative, high, low, power)
 
 
@@ -144,7 +241,7 @@ def _check_something_is_pretrained(
             "`optimizer.bind(model, head=())`; for a model that is not "
             "pretrained use mode='scratch'."
         )
-    if not all(v.path.rpartition("/")[2] in _LORA_FREE for v in variables):
+    if not all(role(variable) == "free" for variable in variables):
         warnings.warn(
             "None of the trainable weights was pretrained (all of them belong "
             "to the new head, or are named as such): weight rollback does "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_dualopt.penalty import pulled
@@ -55,7 +56,9 @@ class Pull:
 
     def host_ratio(self, strength: float, learning_rate: float) -> float:
         """Return ρ at a strength, where the learning rate is a number."""
-        return min(max(learning_rate / self.reference * strength, 0.0), 1.0)
+        # In float32 as on the device, where a rate equal to η gives exactly 1.
+        share = np.float32(learning_rate) / np.float32(self.reference)
+        return min(max(float(share * np.float32(strength)), 0.0), 1.0)
 
     def __call__(self, index: int, value: Any, share: Any) -> Any:
         """Return the pulled value, in float32 or wider."""

@@ -11,7 +11,7 @@ from keras_dualopt.anchors import Anchors
 from keras_dualopt.arguments import Arguments
 from keras_dualopt.bases import PaperRule
 from keras_dualopt.depth import find_model, training_model
-from keras_dualopt.plan import Plan, make_plan
+from keras_dualopt.plan import Decisions, Plan, make_plan
 from keras_dualopt.pull import Pull
 
 
@@ -22,6 +22,8 @@ class Parts:
         self.plan = plan
         self.anchors = anchors
         self.pull = pull
+        # How many of the optimizer's variables come before the anchors.
+        self.anchors_at = 0
 
 
 class PullingOptimizer(keras.optimizers.Optimizer):
@@ -49,7 +51,11 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         self._holder = wrapping.Holder(base)
         wrapping.share_clock(self, base)
         self._model_reference: Callable[[], keras.Model | None] = _nothing
+        # The model whose `fit` runs, where it is not the one bound to.
+        self._trainer_reference: Callable[[], keras.Model | None] = _nothing
         self._head: Any = None
+        self._decided: Decisions | None = None
+        self._looked = False
         self._parts: Parts | None = None
 
     @property
@@ -78,15 +84,18 @@ class PullingOptimizer(keras.optimizers.Optimizer):
             self._build([*variables])
 
     def _build(self, variables: list[keras.Variable]) -> None:
-        model = self._find_model(variables)
-        plan = make_plan(self._arguments, model, self._head, variables)
         base = self._holder.base
+        wrapping.check_unbuilt(base)
+        model = self._find_model(variables)
+        plan = make_plan(
+            self._arguments, model, self._head, variables, self._decided
+        )
         wrapping.warn_if_narrow(base, variables)
         super().build(variables)
         anchors = Anchors(
             variables,
             plan.anchored,
-            add=lambda v: self.add_variable_from_reference(v, name="anchor"),
+            add=self._add_anchor,
             remove=self._untrack_variable,
             flag=self.add_variable(
                 shape=(),
@@ -97,9 +106,22 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         )
         wrapping.build_base(self, base, variables)
         self._parts = Parts(plan, anchors, self._make_pull(plan, anchors))
+        if anchors.taken:
+            own = [id(variable) for variable in self._variables]
+            self._parts.anchors_at = own.index(id(anchors.taken[0]))
         if model is not None:
             self._model_reference = weakref.ref(model)
+        self._note_trainer()
         self._after_build()
+
+    def _add_anchor(self, variable: keras.Variable) -> keras.Variable:
+        with backend.replicated(self._strategy):
+            return self.add_variable_from_reference(variable, name="anchor")
+
+    @property
+    def _strategy(self) -> Any:
+        """TensorFlow's distribution strategy; `None` on other backends."""
+        return getattr(self, "_distribution_strategy", None)
 
     def _after_build(self) -> None:
         """What was asked for before there were variables."""
@@ -108,6 +130,12 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         self, variables: Sequence[keras.Variable]
     ) -> keras.Model | None:
         model = self._model_reference()
+        if model is None and self._head is not None:
+            raise ValueError(
+                "Expected: the model given to `bind(model, head=...)`. "
+                "Received: variables, but that model no longer exists. Call "
+                "`bind` with the model that is to be trained."
+            )
         if model is None:
             try:
                 return find_model(variables)
@@ -140,12 +168,39 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         present, wanted = self._parts.pull.anchors, self._parts.anchors.slots
         if all(a is b for a, b in zip(present, wanted, strict=True)):
             return  # The same variables: compiled steps see their new values.
+        self._remake_pull()
+
+    def _remake_pull(self) -> None:
+        assert self._parts is not None
         self._parts.pull = self._make_pull(
             self._parts.plan, self._parts.anchors
         )
-        model = self._model_reference()
-        if model is not None:
+        for model in self._models():
             backend.forget_compiled(model)
+
+    def _models(self) -> list[keras.Model]:
+        """Return the model whose weights are trained, and the one in `fit`."""
+        found = [self._model_reference(), self._trainer_reference()]
+        models = [model for model in found if model is not None]
+        return list({id(model): model for model in models}.values())
+
+    def _note_trainer(self) -> None:
+        model = training_model()
+        if model is not None and self._is_optimizer_of(model):
+            self._trainer_reference = weakref.ref(model)
+
+    def _is_optimizer_of(self, model: keras.Model) -> bool:
+        optimizer = getattr(model, "optimizer", None)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        return any(
+            part is self for part in getattr(inner, "optimizers", [inner])
+        )
+
+    def _settle(self) -> None:
+        """Bring the variables up to date inside of JAX's `fit`."""
+        for model in self._models():
+            if hasattr(model, "jax_state_sync"):
+                model.jax_state_sync()
 
     @backend.uncompiled
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
@@ -155,9 +210,16 @@ class PullingOptimizer(keras.optimizers.Optimizer):
     def _backend_update_step(
         self, grads: Any, trainable_variables: Any, learning_rate: Any
     ) -> None:
-        assert self._parts is not None
+        if self._parts is None:
+            raise ValueError(
+                "Expected: a built optimizer. Received: one whose `build` was "
+                "refused. Make a new one."
+            )
         base = self._holder.base
-        strategy = getattr(self, "_distribution_strategy", None)
+        strategy = self._strategy
+        if self._trainer_reference() is None and not self._looked:
+            self._looked = True
+            self._note_trainer()
         if self._arguments.mode == "finetune":
             self._parts.anchors.capture(strategy)
         wrapping.base_step(base, grads, trainable_variables, learning_rate)
@@ -189,6 +251,7 @@ class PullingOptimizer(keras.optimizers.Optimizer):
         """Return the new variables and state (JAX)."""
         try:
             if self.built:
+                self._note_trainer()
                 self._check_model(training_model())
                 self._check_count(trainable_variables)
             return super().stateless_apply(
@@ -213,6 +276,12 @@ class PullingOptimizer(keras.optimizers.Optimizer):
                     backend.copy_value(average, average)
 
     def _check_variables_are_known(self, variables: Any) -> None:
+        if len(variables) < len(self._trainable_variables):
+            # A loop of one's own may train a part; in `fit` a layer was frozen
+            # after `compile`.
+            model = training_model()
+            if model is not None and model.optimizer is self:
+                raise ValueError(_changed_list(len(variables), self))
         for variable in variables:
             key = self._var_key(variable)
             if key not in self._trainable_variables_indices:
@@ -220,7 +289,7 @@ class PullingOptimizer(keras.optimizers.Optimizer):
                 raise ValueError(_changed_list(f"{name!r}", self))
 
     def _check_model(self, model: keras.Model | None) -> None:
-        if model is None:
+        if model is None or not self._is_optimizer_of(model):
             return
         known = {id(variable) for variable in model.variables}
         for variable in self._trainable_variables:

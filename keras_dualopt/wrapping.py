@@ -17,8 +17,11 @@ that touches those names; they were tested on Keras 3.13.2 to 3.15.1:
   outside of the strategy's scope;
 - `Optimizer._exclude_from_weight_decay_pattern`: saved with the config.
 
-DualOpt itself overrides `_backend_update_step` and `_apply_weight_decay`, and
-reads `_trainable_variables`, `_get_variable_index` and `_var_key`.
+DualOpt's own classes override `_backend_update_step`, `_apply_weight_decay` and
+`_check_variables_are_known`, and read `_trainable_variables`, `_variables`,
+`_get_variable_index`, `_var_key`, `_trainable_variables_indices` and
+`_model_variables_moving_average`. Elsewhere: `Variable._layout` (bases), what
+concerns one backend (backend/), layers and graphs (depth/keras_hooks.py).
 """
 
 import warnings
@@ -162,18 +165,42 @@ def share_clock(
         base._distribution_strategy = optimizer._distribution_strategy
 
 
-def build_base(
-    optimizer: keras.optimizers.Optimizer,
-    base: keras.optimizers.Optimizer,
-    variables: Sequence[keras.Variable],
-) -> None:
-    """Build the base, and track its state as DualOpt's."""
+def check_unbuilt(base: keras.optimizers.Optimizer) -> None:
+    """Refuse a base that two optimizers share.
+
+    Raises:
+        ValueError: If another one has built it.
+    """
     if base.built:
         raise ValueError(
             "Expected: a `base` of this DualOpt's own. Received: "
             f"{type(base).__name__} that was built meanwhile (by another "
             "optimizer or model). Make a new instance for each DualOpt."
         )
+
+
+def track_in_order(
+    optimizer: keras.optimizers.Optimizer, wanted: Sequence[keras.Variable]
+) -> None:
+    """Track variables in a given order: Keras' wrappers save by position."""
+    for variable in optimizer.variables:
+        optimizer._untrack_variable(variable)
+    for variable in wanted:
+        optimizer._track_variable(variable)
+
+
+def label(base: keras.optimizers.Optimizer) -> str:
+    """Return a name that tells the paper's rules from Keras' namesakes."""
+    name = type(base).__name__
+    return name if isinstance(base, bases.PaperRule) else f"keras.{name}"
+
+
+def build_base(
+    optimizer: keras.optimizers.Optimizer,
+    base: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+) -> None:
+    """Build the base, and track its state as DualOpt's."""
     share_clock(optimizer, base)
     base.build(list(variables))
     # After the build: the base must not make accumulators of its own, but its

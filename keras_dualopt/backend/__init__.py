@@ -4,12 +4,12 @@ Each module of this folder offers the same functions with the same meaning:
 
 - `eager()`: a context in which variables are created and written at once, even
   while a graph is being traced;
+- `replicated(strategy)`: a context in which new variables get their replicas;
 - `copy_value(target, source)`: write a real copy of a value into a variable
   (never an alias of a live or donated buffer);
 - `dense(gradient)`: a sparse gradient as a dense tensor;
 - `capture(flag, anchors, variables, strategy)`: in a training step, copy the
-  variables into the anchors if the flag is 0, and set the flag to 1; returns
-  whether later steps need not ask again (they must where they are compiled);
+  variables into the anchors if the flag is 0, and set the flag to 1;
 - `pull_each(pull, variables, indices, learning_rate, strategy)`: apply the
   pull to variables that a wrapped optimizer has just moved;
 - `batched_step(rule, gradients, variables, learning_rate)`: the update of one
@@ -32,6 +32,7 @@ if keras.backend.backend() == "tensorflow":
         forget_compiled,
         keep_state,
         pull_each,
+        replicated,
         uncompiled,
     )
 elif keras.backend.backend() == "jax":
@@ -44,6 +45,7 @@ elif keras.backend.backend() == "jax":
         forget_compiled,
         keep_state,
         pull_each,
+        replicated,
         uncompiled,
     )
 elif keras.backend.backend() == "torch":
@@ -56,6 +58,7 @@ elif keras.backend.backend() == "torch":
         forget_compiled,
         keep_state,
         pull_each,
+        replicated,
         uncompiled,
     )
 else:
@@ -74,5 +77,6 @@ __all__ = [
     "forget_compiled",
     "keep_state",
     "pull_each",
+    "replicated",
     "uncompiled",
 ]

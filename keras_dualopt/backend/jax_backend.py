@@ -18,6 +18,11 @@ def eager() -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def replicated(strategy: Any) -> AbstractContextManager[Any]:
+    """JAX lays variables out by their reference."""
+    return contextlib.nullcontext()
+
+
 def copy_value(target: keras.Variable, source: Any) -> None:
     """Write a copy: an alias would be donated twice in the next step."""
     value = source.value if isinstance(source, keras.Variable) else source
@@ -36,7 +41,7 @@ def capture(
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
     strategy: Any = None,
-) -> bool:
+) -> None:
     """Copy `variables` into `anchors` in the first step.
 
     A conditional rather than `where`: once the anchors are taken, its branch
@@ -44,7 +49,7 @@ def capture(
     """
     taken = flag.value
     if not isinstance(taken, jax.core.Tracer) and int(taken) != 0:
-        return False
+        return
     if anchors:
         values = jax.lax.cond(
             jnp.equal(taken, 0),
@@ -59,7 +64,6 @@ def capture(
         for anchor, value in zip(anchors, values, strict=True):
             anchor.assign(value)
     flag.assign(jnp.ones_like(taken))
-    return False
 
 
 def pull_each(

@@ -5,6 +5,7 @@ Everything that writes a variable in a step goes through
 copy of the variable on every replica.
 """
 
+import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,6 +17,14 @@ import tensorflow as tf
 def eager() -> AbstractContextManager[Any]:
     """Leave the graph that `fit` is tracing when it builds the optimizer."""
     scope: AbstractContextManager[Any] = tf.init_scope()
+    return scope
+
+
+def replicated(strategy: Any) -> AbstractContextManager[Any]:
+    """A context in which variables get a copy on every replica."""
+    if strategy is None or tf.distribute.get_strategy() is strategy:
+        return contextlib.nullcontext()
+    scope: AbstractContextManager[Any] = strategy.scope()
     return scope
 
 
@@ -46,10 +55,10 @@ def capture(
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
     strategy: Any = None,
-) -> bool:
+) -> None:
     """Copy `variables` into `anchors` in the first step."""
     if tf.executing_eagerly() and int(flag.value) != 0:
-        return False
+        return
 
     def copy(distribution: Any) -> None:
         def take() -> None:
@@ -71,7 +80,6 @@ def capture(
         tf.cond(tf.equal(flag.value, 0), take, lambda: None)
 
     _across_replicas(strategy, copy)
-    return False
 
 
 def pull_each(

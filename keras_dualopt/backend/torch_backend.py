@@ -16,6 +16,11 @@ def eager() -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def replicated(strategy: Any) -> AbstractContextManager[Any]:
+    """PyTorch's replicas are processes."""
+    return contextlib.nullcontext()
+
+
 def copy_value(target: keras.Variable, source: Any) -> None:
     """Write a copy into the buffer that the target owns."""
     value = source.value if isinstance(source, keras.Variable) else source
@@ -36,14 +41,22 @@ def capture(
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
     strategy: Any = None,
-) -> bool:
-    """Copy `variables` into `anchors` in the first step."""
-    if int(flag.value) != 0:
-        return True
-    for anchor, variable in zip(anchors, variables, strict=True):
-        anchor.value.copy_(variable.value)
-    flag.value.fill_(1)
-    return True
+) -> None:
+    """Copy `variables` into `anchors` in the first step.
+
+    To read the flag makes a GPU wait, so it is read again only after it was
+    written: torch counts the writes to a tensor.
+    """
+    value = flag.value
+    if getattr(value, "_seen_taken_at", None) == value._version:
+        return
+    if int(value) == 0:
+        for anchor, variable in zip(anchors, variables, strict=True):
+            # A copy, and within the scope of `stateless_apply`, if in one.
+            anchor.assign(variable.value.clone())
+        flag.assign(torch.ones_like(value))
+    if flag.value is value:
+        value._seen_taken_at = value._version
 
 
 @torch.no_grad()

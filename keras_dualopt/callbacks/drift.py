@@ -45,10 +45,12 @@ class Drift(keras.callbacks.Callback):
     (the total is of the other weights), and with `steps_per_execution` > 1,
     where several pulls lie in between; `update_ratio` is then that of all of
     them together. Other things not defined are NaN, too: the relative drift of
-    weights that were 0, the share of a layer that got no gradient.
+    weights that were 0, the share of a layer that got no gradient. A share
+    above 1 is a step that ends nearer to θ₀ than it began.
 
     Every k-th step and the last step of every epoch are sampled. The other
-    steps are left alone: on JAX the state is not even brought back.
+    steps are left alone: on JAX the state is not even brought back. There the
+    first sample is compiled for every shape of weight, which takes seconds.
 
     Args:
         every: k ≥ 1: sample one step in k. Default 100.
@@ -60,7 +62,7 @@ class Drift(keras.callbacks.Callback):
             row a layer, one column a sample. It goes on with the next `fit`
             if that trains the same layers.
 
-    Memory: one copy of the watched weights, during a sampled step only.
+    Memory: one copy of these layers, during a sampled step only.
 
     Raises:
         ValueError: If `every` < 1, or the model is not compiled with DualOpt.
@@ -121,7 +123,12 @@ class Drift(keras.callbacks.Callback):
             # No update yet; the learning rate may be another by now.
             self._open = self._open.at(rate_of(optimizer))
         elif due:
-            variables = self.model.trainable_variables
+            # Before the first step of TensorFlow nothing is known of them yet.
+            variables = (
+                self.model.trainable_variables
+                if self._measure is None
+                else self._measure.variables
+            )
             self._open = Snapshot.of(optimizer, variables)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

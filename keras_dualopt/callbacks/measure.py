@@ -131,6 +131,12 @@ class Measure:
             dtype=bool,
         )
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The weights that are measured."""
+        variables = self._optimizer._trainable_variables
+        return [variables[index] for index in self._indices]
+
     def iterations(self) -> int:
         """Return the number of updates so far; micro-steps do not count."""
         return iterations_of(self._optimizer)
@@ -152,7 +158,7 @@ class Measure:
                 # Several pulls in between: their sum is not known.
                 factors = np.full_like(ratio, np.nan)
         sums = _sums_of_squares(
-            [optimizer._trainable_variables[i] for i in self._indices],
+            self.variables,
             [parts.anchors.slots[i] for i in self._indices],
             before,
             factors,

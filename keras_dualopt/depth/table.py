@@ -92,7 +92,7 @@ class LayerDepth:
 
     @property
     def layer_count(self) -> int:
-        """The number of layers that count."""
+        """The number of layer paths that count."""
         return len({row.layer for row in self._rows if row.pretrained})
 
     def place(
