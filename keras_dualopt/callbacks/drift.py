@@ -123,11 +123,12 @@ class Drift(keras.callbacks.Callback):
             # No update yet; the learning rate may be another by now.
             self._open = self._open.at(rate_of(optimizer))
         elif due:
-            # Before the first step of TensorFlow nothing is known of them yet.
+            # TensorFlow builds the optimizer in the first step.
+            measure = self._measured()
             variables = (
                 self.model.trainable_variables
-                if self._measure is None
-                else self._measure.variables
+                if measure is None
+                else measure.variables
             )
             self._open = Snapshot.of(optimizer, variables)
 
