@@ -216,7 +216,7 @@ class AnchoredOptimizer(PullingOptimizer):
         """Take η over where the learning rate was, so that ρ is as before."""
         assert self._parts is not None
         reference = found["manifest"]["settings"].get("reference")
-        if reference == self._reference:
+        if reference is None or reference == self._reference:
             return
         if "learning_rate" not in found["arrays"] or not isinstance(
             self._learning_rate, keras.Variable
