@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 from cases import DEPTHS, make_variables
@@ -170,6 +171,22 @@ MODE_AND_RATE = [
         "the peak of `learning_rate` to be a finite number > 0",
         "nan",
         "Pass `reference_learning_rate=`",
+    ),
+    row(
+        "learning rate a word",
+        made(learning_rate="1e-3"),
+        "`learning_rate` to be a float, a schedule or a callable",
+        "str '1e-3'",
+        "float",
+        TypeError,
+    ),
+    row(
+        "learning rate an optimizer",
+        lambda: DualOpt(keras.optimizers.Lion()),
+        "`learning_rate` to be a float, a schedule or a callable",
+        "the optimizer Lion",
+        "`DualOpt(base=keras.optimizers.Lion(...))`",
+        TypeError,
     ),
     *(
         row(
