@@ -192,7 +192,6 @@ def step_after_drop():
 
 
 SETTINGS = {
-    "mode": "scratch",
     "rollback": 0.5,
     "rollback_min": 0.002,
     "weight_decay": 0.1,
@@ -202,7 +201,42 @@ SETTINGS = {
     "exclude": [".*"],
 }
 
+
+def build_two_on_one_base():
+    base = keras.optimizers.Lion()
+    first = DualOpt(base=base, depth=DEPTHS)
+    second = DualOpt(base=base, depth=DEPTHS)
+    first.build(make_variables())
+    second.build(make_variables())
+
+
+def depth_beside_a_bound_head():
+    optimizer = DualOpt().bind(small_model(), head="small/last/.*")
+    optimizer.depth = DEPTHS
+
+
 AFTER_BUILD = [
+    row(
+        "setting mode, even before build",
+        lambda: setattr(DualOpt(), "mode", "scratch"),
+        "`mode` to stay 'finetune'",
+        "'scratch'",
+        "Make a new DualOpt(mode=...)",
+    ),
+    row(
+        "setting depth beside a bound head",
+        depth_beside_a_bound_head,
+        "either `depth` or `bind(head=...)`",
+        "both",
+        "either",
+    ),
+    row(
+        "one base for two",
+        build_two_on_one_base,
+        "a `base` of this DualOpt's own",
+        "Lion that was built meanwhile",
+        "Make a new instance for each DualOpt",
+    ),
     *(
         row(
             f"setting {name}",
