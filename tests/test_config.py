@@ -128,6 +128,17 @@ def test_optimizer_read_back_takes_the_same_steps(case):
         networks.assert_same(got, wanted)
 
 
+def test_order_of_the_patterns_is_kept():
+    made = CONFIGS["depths whose order counts"]()
+    again = DualOpt.from_config(through_json(made.get_config()))
+    variables = make_variables()
+    for optimizer in (made, again):
+        optimizer.build(variables)
+    found = [place.relative for place in again._parts.plan.places]
+    assert found == [0.9, 0.1, 0.5, 0.5, 0.5, None]
+    assert again._parts.plan.strengths == made._parts.plan.strengths
+
+
 def no_gradient(step, thetas):
     return [np.zeros_like(theta) for theta in thetas]
 
@@ -191,6 +202,12 @@ def trained(optimizer, steps=2):
 
 
 FILES = {
+    "patterns": lambda: DualOpt(
+        RATE,
+        depth={".*dense_0/.*": 0.2, ".*dense_3/.*": None, ".*": 0.6},
+        exclude=".*dense_1/bias",
+        rollback=0.3,
+    ),
     "finetune": lambda: DualOpt(RATE, **networks.FINETUNE),
     "scratch, Muon": lambda: DualOpt(
         RATE, base=BASES["Muon"](RATE, False), **networks.SCRATCH
