@@ -245,6 +245,44 @@ def test_untouched_weights_shrink_geometrically_in_scratch_mode():
         np.testing.assert_allclose(value, keep**25 * theta_0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mode", NOTHING)
+@pytest.mark.parametrize("base", ["adam", "Lion"])
+def test_excluded_variables_follow_the_base_alone(base, mode):
+    arguments = {"finetune": FINETUNE, "scratch": SCRATCH}[mode]
+    steps = []
+    for given in (
+        {**arguments, "exclude": ["deep/.*", "middle/kernel"]},
+        arguments,
+        NOTHING[mode],
+    ):
+        made = BASES[base](RATE) if base in BASES else base
+        variables = make_variables()
+        optimizer = DualOpt(RATE, base=made, **given)
+        gradient = quadratic_gradient()
+        gradients = tensors(gradient(0, values(variables)), variables)
+        optimizer.apply(gradients, variables)
+        steps.append(values(variables))
+    for name, excluded, pulled, free in zip(DEPTHS, *steps, strict=True):
+        alone = name.startswith(("deep", "middle"))
+        np.testing.assert_array_equal(excluded, free if alone else pulled)
+        if DEPTHS[name] is not None:
+            assert not np.array_equal(pulled, free)
+
+
+def single_layer(mode):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    optimizer = DualOpt(RATE, mode=mode)
+    if mode == "finetune":
+        optimizer.bind(model, head=())
+    optimizer.build(model.trainable_variables)
+    return optimizer._parts.plan.strengths
+
+
+def test_only_layer_has_the_full_strength_in_both_modes():
+    assert single_layer("finetune") == [0.01, 0.01]
+    assert single_layer("scratch") == [0.05, 0.05]
+
+
 def test_variables_without_gradient_are_not_pulled():
     optimizer = DualOpt(RATE, base="adam", **FINETUNE)
     variables = make_variables()
