@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 from cases import (
+    BASES,
     FINETUNE,
     LONG,
     SCHEDULES,
@@ -24,6 +25,8 @@ from loops import apply_steps, compiled_steps, values
 from keras_dualopt import DualOpt, bases
 
 schedules = keras.optimizers.schedules
+
+NO_STRENGTH = {**FINETUNE, "rollback": 0.0, "rollback_min": 0.0}
 
 
 def reference_trajectory(eta, rate, steps):
@@ -206,6 +209,21 @@ def test_base_and_pull_follow_a_schedule_assigned_later():
         optimizer, make_variables(), quadratic_gradient(), 4
     )
     assert_trajectory(trajectory, reference_trajectory(0.05, schedule.rate, 4))
+
+
+def test_bases_own_decay_follows_a_schedule_assigned_later():
+    """The base reads the rate of its decay from its own attribute."""
+    trajectories = []
+    for optimizer in (
+        DualOpt(0.05, base=BASES["AdamW"](0.05), **NO_STRENGTH),
+        BASES["AdamW"](0.05),
+    ):
+        optimizer.learning_rate = SCHEDULES["cosine"].make()
+        trajectories.append(
+            apply_steps(optimizer, make_variables(), quadratic_gradient(), 3)
+        )
+    for got, wanted in zip(*trajectories, strict=True):
+        networks.assert_same(got, wanted)
 
 
 @pytest.mark.parametrize("base", ["adam", "sgd", keras.optimizers.Nadam])
