@@ -71,7 +71,7 @@ def test_drift_is_drawn_as_a_map_and_totals(mode, quantity, tmp_path):
     np.testing.assert_array_equal(edges, [-1.5, 3.5, 8.5, 12.0, 14.0])
     totals = lines(figure.axes[1])
     for label, key in (
-        ("all layers", "drift"),
+        ("all", "drift"),
         ("r < 0.5", "drift_shallow"),
         ("r ≥ 0.5", "drift_deep"),
     ):
@@ -89,6 +89,21 @@ def test_drift_is_drawn_for_few_and_many_layers(layers, samples):
     figure = drift_with(record("finetune", layers, samples)).plot()
     figure.canvas.draw()
     assert len(figure.axes[0].get_yticks()) == min(layers, 24)
+
+
+def test_one_outlier_does_not_take_all_the_colours():
+    found = record("finetune", 40, 4)
+    for sample in found._samples:
+        sample.layers["drift"][1] = 50.0
+    figure = drift_with(found).plot()
+    mesh = figure.axes[0].collections[0]
+    assert 0.5 < mesh.get_clim()[1] < 1.0
+    assert figure.axes[-1]._colorbar.extend == "max"
+    found = record("finetune", 40, 4)
+    assert drift_with(found).plot().axes[0].collections[0].get_clim() == (
+        0.0,
+        np.nanmax(found.matrix("drift")),
+    )
 
 
 def test_strength_is_drawn_over_depth_with_a_mark_a_layer(tmp_path):

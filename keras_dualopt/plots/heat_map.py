@@ -16,11 +16,12 @@ from keras_dualopt.plots.canvas import (
 )
 
 _MOST_NAMES = 24
+_LONGEST_NAME = 28
 
 _QUANTITIES = {
     "drift": "drift ‖θ − θ₀‖ / ‖θ₀‖",
     "strength": "strength ρ: share of the way back per step",
-    "pull_share": "share of the step taken back by the pull",
+    "pull_share": "share of the step that the pull took",
     "update_ratio": "update ‖θₜ − θₜ₋₁‖ / ‖θₜ₋₁‖",
 }
 
@@ -62,7 +63,7 @@ def draw_drift(
 
 def _draw_total(axes: Any, record: Any, key: str) -> None:
     steps, totals = record.steps, record.totals
-    labels = {key: "all layers"}
+    labels = {key: "all"}
     if key == "drift":
         labels |= {"drift_shallow": "r < 0.5", "drift_deep": "r ≥ 0.5"}
     for number, (name, label) in enumerate(labels.items()):
@@ -81,18 +82,29 @@ def _draw_total(axes: Any, record: Any, key: str) -> None:
     if len(labels) > 1:
         # Room for the legend above the lines.
         axes.set_ylim(top=1.4 * axes.get_ylim()[1])
-        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+        axes.legend(
+            frameon=False,
+            fontsize=8,
+            ncols=3,
+            loc="upper center",
+            handlelength=1.2,
+            columnspacing=0.8,
+            handletextpad=0.4,
+        )
 
 
 def _draw_map(figure: Any, axes: Any, record: Any, quantity: str) -> Any:
     """Draw the map and return its colour bar."""
     count = len(record.layers)
+    matrix = np.ma.masked_invalid(record.matrix(quantity))
+    highest, beyond = _highest(matrix.compressed())
     image = axes.pcolormesh(
         _edges(record.steps),
         np.arange(count + 1) - 0.5,
-        np.ma.masked_invalid(record.matrix(quantity)),
+        matrix,
         cmap=COLOUR_MAP,
         vmin=0.0,
+        vmax=highest,
     )
     axes.set_facecolor("0.85")  # Shows through where nothing is defined.
     axes.invert_yaxis()
@@ -100,14 +112,29 @@ def _draw_map(figure: Any, axes: Any, record: Any, quantity: str) -> Any:
     shown = np.unique(
         np.linspace(0, count - 1, min(count, _MOST_NAMES)).round().astype(int)
     )
-    names = _without_common_start(record.layers)
+    names = [_short(n) for n in _without_common_start(record.layers)]
     axes.set_yticks(
         shown,
         [f"{names[i]}  {record.relative[i]:.2f}" for i in shown],
         fontsize=8,
     )
     axes.set_ylabel("layer and its relative depth, nearest the input on top")
-    return figure.colorbar(image, ax=axes, pad=0.01)
+    extend = "max" if beyond else "neither"
+    return figure.colorbar(image, ax=axes, pad=0.01, extend=extend)
+
+
+def _highest(values: Any) -> tuple[float | None, bool]:
+    """Return the top of the colours, and whether a few values lie above.
+
+    A layer that starts near 0, as a position embedding may, drifts by far more
+    than the others, which would all have one colour.
+    """
+    if not len(values):
+        return 1.0, False
+    highest, most = float(values.max()), float(np.percentile(values, 97.0))
+    if highest > 2.0 * most > 0.0:
+        return most, True
+    return highest or 1.0, False
 
 
 def _edges(steps: Any) -> Any:
@@ -118,6 +145,13 @@ def _edges(steps: Any) -> Any:
     middle = (steps[1:] + steps[:-1]) / 2.0
     first, last = 2.0 * steps[0] - middle[0], 2.0 * steps[-1] - middle[-1]
     return np.concatenate([[first], middle, [last]])
+
+
+def _short(name: str) -> str:
+    """Return the end of a long path, which tells more than its start."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return "…" + name[1 - _LONGEST_NAME :]
 
 
 def _without_common_start(names: Sequence[str]) -> list[str]:
