@@ -20,7 +20,7 @@ from cases import (
     make_variables,
     quadratic_gradient,
 )
-from loops import compiled_steps, values
+from loops import apply_steps, compiled_steps, values
 
 from keras_dualopt import DualOpt, bases
 
@@ -88,6 +88,31 @@ def test_trajectory_is_the_papers(mode, rule):
         200,
     )
     assert np.abs(free[-1][0] - expected[-1][0]).max() > 0.01
+
+
+def test_averages_of_adam_are_not_off_by_what_float32_makes_of_beta():
+    """A constant gradient makes u_t its sign; a β₂ that is rounded does not.
+
+    0.999 in float32 and 0.001 do not add up to 1. The error is too small for
+    the trajectories above, but it is the same in every weight and every step.
+    """
+    random = np.random.default_rng(3)
+    sign = random.choice([-1.0, 1.0], 4000)
+    gradients = random.uniform(0.1, 3.0, 4000) * sign
+    weight = keras.Variable(np.zeros(4000, "float32"), name="weight")
+    optimizer = DualOpt(
+        0.01,
+        base=bases.Adam(beta_2=0.9999),
+        rollback=0.0,
+        depth={"weight": 0.0},
+    )
+    compiled_steps(optimizer, [weight], lambda step, theta: [gradients], 2000)
+    weight.assign(np.zeros(4000, "float32"))
+    (after,) = apply_steps(
+        optimizer, [weight], lambda step, theta: [gradients], 1
+    )[0]
+    direction = -np.float64(after) * sign / np.float32(0.01)
+    assert abs(direction.mean() - 1.0) < 1.5e-6
 
 
 @pytest.mark.parametrize("rule", ["adam", "sgd"])
