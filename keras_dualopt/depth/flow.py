@@ -7,7 +7,7 @@ are first read is the order of its layers.
 
 import collections
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -166,13 +166,9 @@ class _Flow:
     def _reads(self, layer: keras.layers.Layer, node: Any) -> list[int]:
         """Return the weights that a layer reads, in order of first use."""
         own = {id(weight): None for weight in layer.weights}
-        known = Reads([], False)
-        if node is not None and self._shares(layer):
-            known = reads_of_call(layer, *hooks.node_arguments(node))
-        if not known.complete:
-            known = self._model_reads()
-        if node is not None and not known.known_for(own):
-            known = reads_of_call(layer, *hooks.node_arguments(node))
+        for known in self._attempts(layer, node):
+            if known.known_for(own):
+                break
         reads = known.variables
         if not known.known_for(own):
             self._warn(layer)
@@ -184,16 +180,23 @@ class _Flow:
             if variable in own and variable in self.structure.by_variable
         ]
 
-    def _model_reads(self) -> Reads:
-        """Return what the model reads: one trace serves all of its layers.
-
-        With the shapes that really flow: what a layer says of the shape of its
-        output, on which a trace of the next layer alone would rest, is wrong
-        in some models.
-        """
+    def _attempts(
+        self, layer: keras.layers.Layer, node: Any
+    ) -> Iterator[Reads]:
+        """Yield what is known of a layer's reads, the best way first."""
+        if node is not None and self._shares(layer):
+            yield reads_of_call(layer, *hooks.node_arguments(node))
+        # One trace of the model serves all of its layers, with the shapes that
+        # really flow: what a layer says of the shape of its output, on which a
+        # trace of the next one alone would rest, is wrong in some models.
         if self._whole is None:
             self._whole = reads_of_model(self.structure.model)
-        return self._whole
+        yield self._whole
+        if node is not None:
+            yield reads_of_call(layer, *hooks.node_arguments(node))
+        if self._whole.refused:
+            self._whole = reads_of_model(self.structure.model, compute=True)
+        yield self._whole
 
     def _shares(self, layer: keras.layers.Layer) -> bool:
         """Tell whether the model's graph also calls a part of a layer."""

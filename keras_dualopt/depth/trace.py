@@ -15,9 +15,10 @@ import keras
 from keras_dualopt.depth import keras_hooks as hooks
 
 # Tried in turn for the lengths that a model leaves open: of sequences, and of
-# the sides of images. Tables of positions may be shorter than a first guess,
-# images and sound too short for the last convolution.
-_OPEN_LENGTHS = ((8, 64), (4, 224), (2, 32), (1, 256), (2048, 512))
+# the sides of images. Small ones first: torch may have to compute. Tables of
+# positions may be shorter than a first guess, images and sound too short for
+# the last convolution.
+_OPEN_LENGTHS = ((8, 32), (4, 64), (2, 128), (1, 256), (16, 224), (2048, 512))
 
 # A batch of one is a special case to some layers.
 _BATCH = 2
@@ -30,10 +31,12 @@ class Reads:
     Args:
         variables: The ids of the variables, in order of first use.
         complete: Whether the call came to its end.
+        refused: Whether computing for real, on torch, might come further.
     """
 
     variables: list[int]
     complete: bool
+    refused: bool = False
 
     def known_for(self, own: Collection[int]) -> bool:
         """Tell whether the order of these variables is known.
@@ -47,11 +50,16 @@ class Reads:
         )
 
 
-def reads_of_model(model: keras.Model) -> Reads:
-    """Return what a model reads when it is called."""
+def reads_of_model(model: keras.Model, compute: bool = False) -> Reads:
+    """Return what a model reads when it is called.
+
+    Args:
+        model: The model.
+        compute: As in `reads_of_call`.
+    """
     best = Reads([], False)
     for args, kwargs in _symbolic_inputs(model):
-        reads = reads_of_call(model, args, kwargs)
+        reads = reads_of_call(model, args, kwargs, compute)
         if reads.complete:
             return reads
         best = max(best, reads, key=lambda r: len(r.variables))
@@ -62,8 +70,17 @@ def reads_of_call(
     layer: keras.layers.Layer,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    compute: bool = True,
 ) -> Reads:
-    """Return what one call of a layer reads, given symbolic arguments."""
+    """Return what one call of a layer reads.
+
+    Args:
+        layer: The layer.
+        args: Its arguments, symbolic tensors among them.
+        kwargs: Its keyword arguments.
+        compute: Whether the call may be made on real tensors where torch has
+            no symbolic form of an operation, as Keras itself does.
+    """
     if "training" in inspect.signature(layer.call).parameters:
         kwargs = {**kwargs, "training": False}
     tensors = _tensors((args, kwargs))
@@ -77,15 +94,15 @@ def reads_of_call(
         if shapes in tried:
             continue
         tried.add(shapes)
-        seen: dict[int, None] = {}
+        call = _Call(layer, args, kwargs, tensors, 2 if compute else 1)
         try:
-            hooks.trace(_caller(layer, args, kwargs, tensors, seen), closed)
+            hooks.trace(call, closed)
         except Exception:
             # Layers raise what they like when a length does not suit them.
-            reads = Reads(list(seen), False)
+            reads = Reads([*call.seen], False, call.refused)
             best = max(best, reads, key=lambda r: len(r.variables))
             continue
-        return Reads(list(seen), True)
+        return Reads([*call.seen], True)
     return best
 
 
@@ -101,29 +118,48 @@ def _position_lengths(
             yield weight.shape[-2], 64
 
 
-def _caller(
-    layer: keras.layers.Layer,
-    args: Any,
-    kwargs: Any,
-    tensors: Sequence[Any],
-    seen: dict[int, None],
-) -> Any:
-    """Return a function of the tensors alone that makes the call."""
+class _Call:
+    """A function of tensors alone that makes a call and notes its reads.
 
-    def call(*values: Any) -> Any:
-        # torch calls again what fails on its first try.
-        seen.clear()
-        made = {id(t): value for t, value in zip(tensors, values, strict=True)}
+    Args:
+        layer: The layer to call.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        tensors: The symbolic tensors among them.
+        tries: How often it may be called: torch calls what failed on its meta
+            device again on the real one, which computes.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: Sequence[Any],
+        tries: int,
+    ) -> None:
+        self.seen: dict[int, None] = {}
+        self.refused = False
+        self._layer = layer
+        self._arguments = args, kwargs
+        self._tensors = tensors
+        self._tries = tries
+
+    def __call__(self, *values: Any) -> Any:
+        if not self._tries:
+            self.refused = True
+            raise RuntimeError("not on real tensors")
+        self._tries -= 1
+        self.seen.clear()
+        made = {id(t): v for t, v in zip(self._tensors, values, strict=True)}
 
         def fill(argument: Any) -> Any:
             return made.get(id(argument), argument)
 
-        filled, named = keras.tree.map_structure(fill, (args, kwargs))
-        with hooks.recording_scope(seen):
-            layer(*filled, **named)
+        args, kwargs = keras.tree.map_structure(fill, self._arguments)
+        with hooks.recording_scope(self.seen):
+            self._layer(*args, **kwargs)
         return values[0]
-
-    return call
 
 
 def _closed(tensor: Any, sequence: int, side: int) -> keras.KerasTensor:

@@ -1,10 +1,15 @@
 """Small configurations of what KerasHub and keras.applications offer.
 
 One entry for each architecture, the task where the task adds layers of its
-own. `MODELS` names a function that builds it.
+own. `MODELS` names a function that builds it. Run as a script (on JAX, which
+has all of them) it writes `expected_depth.json` anew.
 """
 
 import contextlib
+import hashlib
+import json
+import pathlib
+import warnings
 from unittest import mock
 
 import keras
@@ -15,6 +20,8 @@ import numpy as np
 from keras_hub.src.models.retinanet.retinanet_label_encoder import (
     RetinaNetLabelEncoder as AnchorLabels,
 )
+
+from keras_dualopt.depth import layer_depth
 
 hub = keras_hub.models
 
@@ -850,5 +857,49 @@ MODELS = {
     "applications_mobilenet_v3": application("MobileNetV3Small"),
     "applications_efficientnet_v2": application("EfficientNetV2B0"),
     "applications_inception_v3": application("InceptionV3", 75),
-    "applications_nasnet": application("NASNetMobile"),
 }
+
+# Why a model is not the same on every backend.
+DIFFERENT = {
+    "sam": "keras.ops.cond: JAX traces both branches, torch runs one of them"
+}
+
+
+def build(name):
+    with zero_weights(), warnings.catch_warnings():
+        # KerasHub's own, about layers that build others in their call.
+        warnings.simplefilter("ignore")
+        return MODELS[name]()
+
+
+def fingerprint(depth):
+    """Return what must be the same on every backend, in few bytes."""
+    lines = [
+        f"{row.key} {row.index} {float(row.relative).hex()}"
+        for row in sorted(depth.rows, key=lambda row: row.key)
+    ]
+    return {
+        "weights": len(lines),
+        "layers": depth.layer_count,
+        "steps": 1 + max(row.index for row in depth.rows),
+        "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
+    }
+
+
+def write_expected():
+    """Write anew what the other backends are compared with."""
+    expected = {
+        name: fingerprint(layer_depth(build(name), head=()))
+        for name in MODELS
+        if name not in DIFFERENT
+    }
+    text = json.dumps(
+        {"keras_hub": keras_hub.__version__, "models": expected}, indent=1
+    )
+    EXPECTED.write_text(text + "\n")
+
+
+EXPECTED = pathlib.Path(__file__).with_name("expected_depth.json")
+
+if __name__ == "__main__":
+    write_expected()

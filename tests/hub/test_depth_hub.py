@@ -1,0 +1,393 @@
+"""Depth in KerasHub's models and keras.applications'."""
+
+import functools
+import json
+import re
+
+import keras
+import keras_hub
+import pytest
+from hub import dataflow
+from hub.depth_models import (
+    DIFFERENT,
+    EXPECTED,
+    MODELS,
+    build,
+    fingerprint,
+    zero_weights,
+)
+
+from keras_dualopt.depth import layer_depth
+
+BACKEND = keras.backend.backend()
+FRESH = "ignore:.*holds layers round its image encoder:UserWarning"
+
+model_of = functools.cache(build)
+
+
+@functools.cache
+def depth_of(name):
+    return layer_depth(model_of(name), head=())
+
+
+# The order by hand: every weight whose path matches a pattern lies shallower
+# than all that match the next one; patterns of one tuple share one depth.
+ORDERS = {
+    "vit": [
+        ".*/patch_embedding/.*",
+        ".*/(class_token|position_embedding/.*)",
+        ".*/transformer_block_1/ln_1/.*",
+        ".*/transformer_block_1/mha/.*",
+        ".*/transformer_block_1/(ln_2|mlp)/.*",
+        ".*/transformer_block_2/.*",
+        ".*/transformer_block_3/.*",
+        "vit_encoder/ln/.*",
+    ],
+    "resnet": [
+        "conv1_.*",
+        ("stack0_block0_0_conv/.*", "stack0_block0_1_conv/.*"),
+        ("stack0_block0_0_bn/.*", "stack0_block0_1_bn/.*"),
+        "stack0_block0_[23]_.*",
+        "stack0_block1_.*",
+        ("stack1_block0_0_conv/.*", "stack1_block0_1_conv/.*"),
+        "stack1_block0_3_.*",
+        "stack2_.*",
+        "stack3_.*",
+    ],
+    "bert": [
+        "(token|segment|position)_embedding/.*",
+        "embeddings_layer_norm/.*",
+        "transformer_layer_0/self_attention_layer/.*",
+        "transformer_layer_0/self_attention_layer_norm/.*",
+        "transformer_layer_0/feedforward_.*",
+        "transformer_layer_1/.*",
+        "pooled_dense/.*",
+    ],
+    "gpt2": [
+        "token_embedding/.*",
+        "position_embedding/.*",
+        "transformer_layer_0/self_attention_layer_norm/.*",
+        "transformer_layer_0/self_attention/.*",
+        "transformer_layer_0/feedforward_.*",
+        "transformer_layer_1/self_attention_layer_norm/.*",
+        "transformer_layer_1/self_attention/.*",
+        "layer_norm/.*",
+    ],
+    "segformer": [
+        "patch_and_embed_0/.*",
+        "hierarchical_encoder_0_0/.*attention.*",
+        "hierarchical_encoder_0_0/mix_ffn.*",
+        "patch_and_embed_1/.*",
+        "hierarchical_encoder_1_0/.*",
+    ],
+    "retinanet": [
+        "(conv1|stack).*",
+        "fpn/lateral_conv_P5/.*",
+        "fpn/lateral_conv_P4/.*",
+        "fpn/lateral_conv_P3/.*",
+        "fpn/(output_conv|coarser)_.*",
+    ],
+    "clip": [
+        ("embedding/patch_embedding/.*", "embedding/token_embedding/.*"),
+        "embedding/class_embedding",
+        "encoder_block_0/attention/.*",
+        "(vision|text)_projection/.*",
+    ],
+    "bart": [
+        "token_embedding/.*",
+        "(encoder|decoder)_position_embedding/.*",
+        "transformer_encoder_layer_0/.*",
+        "transformer_encoder_layer_1/.*",
+        "transformer_decoder_layer_0/.*",
+        "transformer_decoder_layer_1/.*",
+    ],
+    "applications_convnext": [
+        "convnext_tiny_stem.*",
+        "convnext_tiny_stage_0_block_0_.*",
+        "convnext_tiny_stage_0_block_1_.*",
+        "convnext_tiny_downsampling_block_0.*",
+        "convnext_tiny_stage_1_.*",
+        "convnext_tiny_stage_3_block_2_.*",
+    ],
+    "applications_resnet50v2": [
+        "conv1_conv/.*",
+        "conv2_block1_preact_bn/.*",
+        ("conv2_block1_0_conv/.*", "conv2_block1_1_conv/.*"),
+        "conv2_block1_3_conv/.*",
+        "conv3_.*",
+        "conv5_block3_3_conv/.*",
+        "post_bn/.*",
+    ],
+}
+
+HEADS = {
+    "vit": {"predictions"},
+    "resnet": {"predictions"},
+    "bert": {"logits"},
+    "roberta": {"pooled_dense", "logits"},
+    "gpt2": set(),
+    "gemma": set(),
+    "bart": set(),
+    "clip": set(),
+    "retinanet": {"box_head", "classification_head"},
+    "mobilenet": {"classifier_conv", "predictions"},
+    "applications_convnext": {"sequential"},
+    "applications_resnet50v2": {"sequential"},
+}
+
+
+@pytest.mark.filterwarnings(FRESH)
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_order_is_the_one_written_by_hand(name):
+    rows = [r for r in layer_depth(model_of(name)).rows if r.pretrained]
+
+    def depths(pattern):
+        found = {r.relative for r in rows if re.fullmatch(pattern, r.path)}
+        assert found, f"{pattern} matches nothing"
+        return found
+
+    deepest = None
+    for entry in ORDERS[name]:
+        patterns = entry if isinstance(entry, tuple) else (entry,)
+        found = [depths(pattern) for pattern in patterns]
+        assert all(one == found[0] for one in found), patterns
+        if deepest is not None:
+            assert deepest < min(found[0]), entry
+        deepest = max(found[0])
+    relative = [row.relative for row in rows]
+    assert (min(relative), max(relative)) == (0.0, 1.0)
+
+
+def of_tower(name, rows, tower):
+    inside = {id(w) for w in tower.weights}
+    model = model_of(name)
+    places = layer_depth(model, head=()).place(model, model.weights)
+    return [
+        place.relative
+        for place, weight in zip(places, model.weights, strict=True)
+        if id(weight) in inside
+    ]
+
+
+def test_both_towers_of_clip_start_at_0_and_end_together():
+    model = model_of("clip")
+    rows = depth_of("clip").rows
+    image = of_tower("clip", rows, model.vision_encoder)
+    text = of_tower("clip", rows, model.text_encoder)
+    assert min(image) == min(text) == 0.0
+    # The towers have 3 and 2 blocks; both end one projection from the output.
+    assert abs(max(image) - max(text)) < 0.05
+
+
+def test_box_and_classification_towers_lie_side_by_side():
+    found = {
+        row.path: row.relative
+        for row in depth_of("retinanet").rows
+        if "_head/" in row.path
+    }
+    for path, relative in found.items():
+        box = path.replace("classification_head", "box_head")
+        assert found[box] == relative
+
+
+@pytest.mark.filterwarnings(FRESH)
+@pytest.mark.parametrize("name", HEADS)
+def test_the_head_is_what_is_new(name):
+    depth = layer_depth(model_of(name))
+    heads = {r.layer.split("/")[0] for r in depth.rows if not r.pretrained}
+    # Only the automatic name of the Sequential round an application varies.
+    assert {re.sub(r"_\d+$", "", h) for h in heads} == HEADS[name]
+
+
+def test_segformers_whole_decode_head_is_new():
+    depth = layer_depth(model_of("segformer"))
+    body = {r.path for r in depth.rows if r.pretrained}
+    encoder = model_of("segformer").backbone.image_encoder
+    assert body == {weight.path for weight in encoder.weights}
+    assert sum("linear_" in r.path for r in depth.rows if not r.pretrained) == 4
+
+
+def test_fresh_layers_that_cannot_be_told_are_named_in_a_warning():
+    with pytest.warns(UserWarning, match="fpn/lateral_conv_P3") as caught:
+        layer_depth(model_of("retinanet"))
+    (message,) = [str(w.message) for w in caught]
+    assert "fpn/coarser_P6" in message
+    assert "stack" not in message
+    assert "box_head" not in message
+    assert "`head=`" in message
+
+
+def test_naming_them_in_head_makes_them_new():
+    depth = layer_depth(
+        model_of("retinanet"), head=["fpn", "box_head", "classification_head"]
+    )
+    body = [r.path for r in depth.rows if r.pretrained]
+    assert body
+    assert all(re.match("conv1_|stack", path) for path in body)
+
+
+def test_lora_moves_no_layer():
+    model = build("gemma")
+    before = {row.key: row for row in layer_depth(model).rows}
+    model.backbone.enable_lora(2)
+    depth = layer_depth(model)
+    after = {row.key: row for row in depth.rows}
+    assert len(after) > len(before)
+    for key, row in before.items():
+        assert after[key].relative == row.relative
+        assert after[key].index == row.index
+
+
+def test_a_copy_from_its_config_takes_the_same_table():
+    model = model_of("vit")
+    depth = layer_depth(model)
+    with zero_weights():
+        copy = type(model).from_config(model.get_config())
+    assert [
+        (place.key, place.relative) for place in depth.place(copy, copy.weights)
+    ] == [
+        (place.key, place.relative)
+        for place in depth.place(model, model.weights)
+    ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_depths_are_the_same_on_every_backend(name):
+    if name in DIFFERENT:
+        pytest.skip(DIFFERENT[name])
+    expected = json.loads(EXPECTED.read_text())
+    if expected["keras_hub"] != keras_hub.__version__:
+        pytest.skip(f"written with KerasHub {expected['keras_hub']}")
+    assert fingerprint(depth_of(name)) == expected["models"][name]
+
+
+# Weights that are used again deeper than where they are used first, or that
+# lie where the layer that owns them does. By model: the weights, and why.
+TIED = ("(.*/)?token_embedding/embeddings", "tied to the output")
+BOTH = (
+    "token_embedding/(reverse_)?embeddings",
+    "one layer, called at the input and at the output",
+)
+QUERY = "a query: it meets the keys after the keys were made"
+EXCEPTIONS = {
+    "albert": ("group_0_.*", "one block, called again and again"),
+    "bart": TIED,
+    "bert_masked_lm": TIED,
+    "bloom": TIED,
+    "d_fine": (
+        "decoder/(query_pos_head/.*|reg_scale|upsampling_factor)",
+        "shared by the decoder's layers",
+    ),
+    "deberta_v3": ("rel_embedding/.*", "positions shared by all blocks"),
+    "falcon": TIED,
+    "flux": (".*", "joint attention: two streams that feed each other"),
+    "gemma": TIED,
+    "gemma3": TIED,
+    "gpt2": TIED,
+    "gpt_neo_x": TIED,
+    "gpt_oss": BOTH,
+    "qwen3_moe": BOTH,
+    "qwen_moe": BOTH,
+    "phi3": BOTH,
+    "mixtral": BOTH,
+    "mistral": BOTH,
+    "llama": BOTH,
+    "llama3": TIED,
+    "moonshine": (".*/inv_freq", "angles that every block takes"),
+    "opt": TIED,
+    "pali_gemma": TIED,
+    "parseq": ("decoder/.*quer(y|ies)_.*", QUERY),
+    "qwen": TIED,
+    "qwen3": TIED,
+    "rwkv7": (".*/RWKV_TIME_MIX/(k_k|r_k)", "owned by the whole time mix"),
+    "sam": (".*", DIFFERENT["sam"]),
+    "siglip": ("head/variable.*", QUERY),
+    "video_prism": ("video_pooler/pooling_attention_query", QUERY),
+    "vit": (".*/position_embedding/.*", "added after the class token is"),
+    "xlnet": (".*_attention_bias", "handed to the attention, added inside"),
+}
+
+
+def excepted(name, path):
+    pattern, _ = EXCEPTIONS.get(name, ("", ""))
+    return re.fullmatch(pattern, path) is not None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_relative_never_falls_along_an_edge_of_the_graph(name):
+    model = model_of(name)
+    places = {
+        id(weight): place.relative
+        for weight, place in zip(
+            model.weights,
+            depth_of(name).place(model, model.weights),
+            strict=True,
+        )
+    }
+    edges = dataflow.graph_edges(model)
+    assert edges
+    for source, target in edges:
+        before, after = (
+            [
+                places[id(weight)]
+                for weight in layer.weights
+                if not excepted(name, weight.path)
+            ]
+            for layer in (source, target)
+        )
+        assert max(before, default=0.0) <= min(after, default=1.0), (
+            source.path,
+            target.path,
+        )
+
+
+def symbolic_inputs(model):
+    """Yield inputs of several lengths, for a model that leaves it open."""
+    import jax
+
+    given = (
+        model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    )
+    for length in (8, 6, 4, 64, 2048):
+
+        def closed(tensor, length=length):
+            shape = [length if size is None else size for size in tensor.shape]
+            return jax.ShapeDtypeStruct((2, *shape[1:]), tensor.dtype)
+
+        yield keras.tree.map_structure(closed, given)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="reads JAX's own program")
+@pytest.mark.filterwarnings("ignore")  # KerasHub's own, in the call.
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in DIFFERENT])
+def test_relative_never_falls_along_the_flow_inside_layers(name):
+    model = model_of(name)
+    for inputs in symbolic_inputs(model):
+        try:
+            edges, variables = dataflow.program_edges(model, inputs)
+            break
+        except Exception as error:  # Too short for this model.
+            reason = error
+    else:
+        raise reason
+    rows = {
+        id(weight): place
+        for weight, place in zip(
+            model.weights,
+            depth_of(name).place(model, model.weights),
+            strict=True,
+        )
+    }
+    fell = [
+        (before.path, after.path)
+        for before, after in (
+            (rows.get(id(variables[i])), rows.get(id(variables[j])))
+            for i, j in edges
+        )
+        if before is not None
+        and after is not None
+        and before.relative > after.relative
+        and not excepted(name, after.path)
+    ]
+    assert edges
+    assert fell == []
