@@ -6,6 +6,7 @@ They are compressed, because HDF5 pads every small array to kilobytes.
 """
 
 import gzip
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -61,18 +62,28 @@ def unpacked(path, folder):
     return target
 
 
-def main():
+def manifest(group):
+    """Return what a state says of itself, but for names and checksums."""
+    found = json.loads(bytes(group["dualopt"])[:-4])
+    del found["checksums"]
+    for owner in found["owners"]:
+        owner["path"] = owner["path"].partition("/")[2]  # The model's name.
+    return found
+
+
+def pack(model, path):
+    """Write a weights file, compressed, the same for the same weights."""
     DATA.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "x.weights.h5"
+        model.save_weights(plain)
+        # The same bytes whenever it is written: no time in the header.
+        path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+
+
+def main():
     for case in CASES:
-        model = trained(case)
-        with tempfile.TemporaryDirectory() as folder:
-            plain = Path(folder) / "x.weights.h5"
-            model.save_weights(plain)
-            with (
-                plain.open("rb") as source,
-                gzip.GzipFile(file_of(case, BACKEND), "wb", mtime=0) as packed,
-            ):
-                shutil.copyfileobj(source, packed)
+        pack(trained(case), file_of(case, BACKEND))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ anew. Each backend reads all three, and checks that its own still is what it
 would write today, so that the three together stand for live processes.
 """
 
-import json
-from collections.abc import Mapping
-
 import h5py
 import networks
 import numpy as np
@@ -21,6 +18,7 @@ from conformance.checkpoint_worker import (
     STOP,
     compiled,
     file_of,
+    manifest,
     trained,
     unpacked,
 )
@@ -67,12 +65,3 @@ def test_checkpoint_in_the_repository_is_what_is_written_today(name, tmp_path):
         assert set(written) == set(kept)
         for key in set(written) - {"dualopt"}:
             np.testing.assert_allclose(written[key], kept[key], **CLOSE)
-
-
-def manifest(group: Mapping[str, np.ndarray]):
-    """Return what a state says of itself, but for names and checksums."""
-    found = json.loads(bytes(group["dualopt"])[:-4])
-    del found["checksums"]
-    for owner in found["owners"]:
-        owner["path"] = owner["path"].partition("/")[2]  # The model's name.
-    return found

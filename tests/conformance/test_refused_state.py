@@ -30,7 +30,9 @@ def step(model, optimizer, times=1):
     for _ in range(times):
         optimizer.apply(
             [
-                keras.ops.convert_to_tensor(random.normal(size=v.shape))
+                keras.ops.convert_to_tensor(
+                    random.normal(size=v.shape), v.dtype
+                )
                 for v in model.trainable_variables
             ],
             model.trainable_variables,
@@ -79,7 +81,7 @@ OTHERS = {
     "wrapped base": (
         lambda: chain(5, 4, 2),
         lambda: make(base=keras.optimizers.Lion()),
-        r"base='Lion'.*base='Adam'",
+        r"base='keras.Lion'.*base='Adam'",
     ),
     "other mode": (
         lambda: chain(5, 4, 2),
