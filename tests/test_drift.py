@@ -271,12 +271,22 @@ def test_full_rollback_is_left_out_of_the_share():
 
 
 def test_a_layer_that_is_not_used_has_no_pull_share():
-    inputs = keras.Input((3,))
-    used = keras.layers.Dense(3, name="used")(inputs)
-    inner = keras.Model(inputs, used, name="backbone")
-    idle = keras.layers.Dense(3, name="idle")
-    inner.idle = idle  # Owned and pretrained, never called.
-    idle.build((None, 3))
+    class Backbone(keras.Model):
+        def __init__(self):
+            super().__init__(name="backbone")
+            self.used = keras.layers.Dense(3, name="used")
+            # Owned and pretrained, never called.
+            self.idle = keras.layers.Dense(3, name="idle")
+
+        def build(self, shape):
+            self.used.build(shape)
+            self.idle.build(shape)
+
+        def call(self, x):
+            return self.used(x)
+
+    inner = Backbone()
+    idle = inner.idle
     model = keras.Sequential(
         [keras.Input((3,)), inner, keras.layers.Dense(2, name="head")]
     )

@@ -109,7 +109,7 @@ def jitted_jax_loop(optimizer):
         return keras.ops.mean(keras.ops.square(prediction - y))
 
     # Donation: an anchor that aliased its weight would die here.
-    @jax.jit(donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(trainable, state, fixed, x, y):
         gradients = jax.grad(loss)(trainable, fixed, x, y)
         return optimizer.stateless_apply(state, gradients, trainable)
