@@ -1,0 +1,318 @@
+"""Anchors that are moved, taken over and dropped on request."""
+
+import keras
+import networks
+import numpy as np
+import pytest
+import reference
+from cases import BACKEND
+
+from keras_dualopt import DualOpt
+
+PRETRAINED = networks.weights()
+OTHER = networks.weights(seed=99)
+
+
+def make(**arguments):
+    return DualOpt(networks.RATE, **networks.FINETUNE, **arguments)
+
+
+def reanchored(first, then, anchor_of=None):
+    """Return the reference's weights where θ₀ moves after `first` steps.
+
+    `anchor_of` gives the new θ₀ from the present weights; momentum stays.
+    """
+    weights = [
+        reference.OlorAdam(theta, strength)
+        for theta, strength in zip(
+            PRETRAINED, networks.strengths(), strict=True
+        )
+    ]
+    for step in range(first + then):
+        thetas = [weight.theta for weight in weights]
+        if step == first:
+            anchors = thetas if anchor_of is None else anchor_of
+            for weight, anchor in zip(weights, anchors, strict=True):
+                weight.anchor = np.array(anchor, dtype="float64")
+                weight.overwrite(weight.theta)
+        for weight, g in zip(
+            weights, networks.gradient(step, thetas), strict=True
+        ):
+            weight.step(g, networks.RATE)
+    return [weight.theta for weight in weights]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Return the same weights as each kind of source for `anchor_at`."""
+    path = tmp_path_factory.mktemp("sources") / "other.weights.h5"
+    model = networks.network(OTHER)
+    model.save_weights(path)
+    optimizer = make()
+    copy = networks.compiled(optimizer, OTHER)
+    optimizer.build(copy.trainable_variables)
+    return {
+        "model": model,
+        "weights file": path,
+        "weights file as text": str(path),
+        "optimizer": optimizer,
+        "keep alive": copy,
+    }
+
+
+SOURCES = ("model", "weights file", "weights file as text", "optimizer")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_anchor_at_a_source_after_training(source, sources):
+    model = networks.compiled(make(), PRETRAINED)
+    networks.fit(model, 3)
+    before = networks.arrays(model.variables)
+    assert model.optimizer.anchor_at(sources[source]) is model.optimizer
+    networks.assert_same(networks.arrays(model.variables), before)
+    networks.fit(model, 3, start=3)
+    networks.assert_anchored_at(model.optimizer, OTHER)
+    networks.assert_close(model, reanchored(3, 3, OTHER))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_anchor_at_a_source_before_build(source, sources):
+    model = networks.compiled(make().anchor_at(sources[source]), PRETRAINED)
+    assert not model.optimizer.built
+    networks.fit(model, 3)
+    networks.assert_anchored_at(model.optimizer, OTHER)
+    networks.assert_close(model, reanchored(0, 3, OTHER))
+
+
+def test_anchor_at_the_present_weights_begins_a_new_stage():
+    """Continual learning: learn A, anchor, learn B without forgetting A."""
+    model = networks.compiled(make(), PRETRAINED)
+    networks.fit(model, 3)
+    learned = networks.arrays(model.trainable_variables)
+    model.optimizer.anchor_at()
+    networks.fit(model, 3, start=3)
+    networks.assert_anchored_at(model.optimizer, learned)
+    networks.assert_close(model, reanchored(3, 3))
+
+
+def test_anchor_at_the_present_weights_in_the_middle_of_fit():
+    class Anchor(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 3:
+                self.model.optimizer.anchor_at()
+
+    model = networks.compiled(make(), PRETRAINED)
+    networks.fit(model, 6, callbacks=[Anchor()])
+    networks.assert_close(model, reanchored(3, 3))
+
+
+def test_anchor_at_before_build_is_that_of_the_first_step():
+    """Asked for early, the present weights are still those of then."""
+    model = networks.compiled(make().anchor_at(), OTHER)
+    model.set_weights(PRETRAINED)
+    networks.fit(model, 2)
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+
+
+def with_a_nan():
+    bad = networks.weights(seed=99)
+    bad[2][1, 1] = np.nan
+    return networks.network(bad)
+
+
+def wider():
+    return keras.Sequential(
+        [keras.Input((3,)), *(keras.layers.Dense(6) for _ in range(4))]
+    )
+
+
+def another_optimizer():
+    model = wider()
+    optimizer = make()
+    optimizer.bind(model).build(model.trainable_variables)
+    optimizer.model = model  # Keeps it alive.
+    return optimizer
+
+
+REFUSED = {
+    "a model with a NaN": (with_a_nan, ValueError, "NaN or infinite"),
+    "a model of other shapes": (wider, ValueError, "of the same architecture"),
+    "an optimizer of another model": (
+        another_optimizer,
+        ValueError,
+        "belongs to another model|shares no weight",
+    ),
+    "an unbuilt optimizer": (make, ValueError, "Expected: a built optimizer"),
+    "a scratch optimizer": (
+        lambda: DualOpt(0.1, **networks.SCRATCH),
+        ValueError,
+        "scratch mode",
+    ),
+    "a number": (lambda: 3, TypeError, "Expected: None, a model"),
+    "no file": (lambda: "no.weights.h5", OSError, "no.weights.h5"),
+}
+
+
+@pytest.fixture(scope="module")
+def once_trained():
+    model = networks.compiled(make(), PRETRAINED)
+    networks.fit(model, 1)
+    return model
+
+
+@pytest.mark.parametrize("source", REFUSED)
+def test_a_refused_source_leaves_the_anchors(source, once_trained):
+    make_source, error, words = REFUSED[source]
+    model = once_trained
+    before = networks.arrays(model.variables)
+    with pytest.raises(error, match=words):
+        model.optimizer.anchor_at(make_source())
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+    networks.assert_same(networks.arrays(model.variables), before)
+
+
+def test_anchor_at_and_drop_anchors_in_scratch_mode_are_errors():
+    model = networks.compiled(DualOpt(0.1, **networks.SCRATCH))
+    for call in (model.optimizer.anchor_at, model.optimizer.drop_anchors):
+        with pytest.raises(ValueError, match=r"Expected: .*fine-tune mode"):
+            call()
+
+
+@pytest.mark.parametrize("ending", ["keras", "weights.h5"])
+def test_dropped_anchors_are_gone_from_file_and_memory(ending, tmp_path):
+    # Wide, so that θ₀ is most of the file.
+    layers = [keras.layers.Dense(60) for _ in range(4)]
+    model = keras.Sequential([keras.Input((60,)), *layers])
+    model.compile(make(base="sgd"), "mse", jit_compile=BACKEND == "jax")
+    x, y = np.ones((8, 60), "float32"), np.zeros((8, 60), "float32")
+    model.fit(x, y, verbose=0)
+    save = model.save if ending == "keras" else model.save_weights
+    save(tmp_path / f"with.{ending}")
+    result = model.evaluate(x, y, verbose=0)
+    count = len(model.optimizer.variables)
+    model.optimizer.drop_anchors()
+    assert model.optimizer.anchors == [None] * 8
+    assert len(model.optimizer.variables) == count - 6
+    save(tmp_path / f"without.{ending}")
+
+    sizes = [
+        (tmp_path / f"{name}.{ending}").stat().st_size
+        for name in ("with", "without")
+    ]
+    held = 3 * (60 * 60 + 60) * 4
+    assert sizes[0] - sizes[1] > 0.95 * held
+
+    if ending == "keras":
+        loaded = keras.saving.load_model(tmp_path / "without.keras")
+    else:
+        loaded = keras.models.clone_model(model)
+        loaded.compile(make(base="sgd"), "mse", jit_compile=BACKEND == "jax")
+        loaded.load_weights(tmp_path / "without.weights.h5")
+    assert loaded.evaluate(x, y, verbose=0) == result
+    before = networks.arrays(loaded.variables)
+    for trained in (model, loaded):
+        with pytest.raises(ValueError, match="anchor_at"):
+            trained.fit(x, y, verbose=0)
+        networks.assert_same(networks.arrays(trained.variables), before)
+    # The way out that the error names.
+    loaded.optimizer.anchor_at()
+    networks.assert_same(
+        [anchor for anchor in networks.anchors(loaded.optimizer)[:6]],
+        networks.arrays(loaded.trainable_variables)[:6],
+    )
+    loaded.fit(x, y, verbose=0)
+    assert int(loaded.optimizer.iterations) == 2
+
+
+def test_state_with_anchors_is_read_into_an_optimizer_without(tmp_path):
+    model = networks.compiled(make(), PRETRAINED)
+    networks.fit(model, 2)
+    model.save_weights(tmp_path / "x.weights.h5")
+    model.optimizer.drop_anchors()
+    model.load_weights(tmp_path / "x.weights.h5")
+    networks.fit(model, 2, start=2)
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+    networks.assert_close(model, networks.expected(4, PRETRAINED)[-1])
+
+
+def freeze(model, frozen):
+    for layer, value in zip(model.layers, frozen, strict=True):
+        layer.trainable = not value
+
+
+def trained_upper(steps=3):
+    """Return a model of which only the upper half was trained."""
+    model = networks.network(PRETRAINED)
+    freeze(model, [True, True, False, False])
+    model.compile(make(), "mse", jit_compile=BACKEND == "jax")
+    networks.fit(model, steps)
+    return model
+
+
+def unfrozen_reference(weights, anchors, steps, start):
+    found = reference.train(
+        [
+            reference.OlorAdam(theta, strength, anchor=anchor)
+            for theta, strength, anchor in zip(
+                weights, networks.strengths(), anchors, strict=True
+            )
+        ],
+        lambda step, thetas: networks.gradient(step + start, thetas),
+        lambda step: networks.RATE,
+        steps,
+    )
+    return found[-1]
+
+
+def test_frozen_layers_have_no_anchor_and_count_as_layers():
+    model = trained_upper()
+    anchors = networks.anchors(model.optimizer)
+    assert len(anchors) == 4
+    assert anchors[2:] == [None, None]
+    networks.assert_same(anchors[:2], PRETRAINED[4:6])
+    # The third of three pretrained layers: the weakest pull, as unfrozen.
+    assert model.optimizer._parts.plan.strengths[:2] == pytest.approx(
+        [networks.FINETUNE["rollback_min"]] * 2
+    )
+
+
+@pytest.mark.parametrize("before_build", [True, False])
+def test_unfrozen_layers_join_and_the_anchors_are_carried_over(before_build):
+    """Freeze → fit → unfreeze → compile again: θ₀ is still the pretrained."""
+    model = trained_upper()
+    old, new = model.optimizer, make()
+    freeze(model, [False] * 4)
+    model.compile(new, "mse", jit_compile=BACKEND == "jax")
+    if not before_build:
+        new.build(model.trainable_variables)
+    new.anchor_at(old)
+    tuned = networks.arrays(model.trainable_variables)
+    assert np.abs(tuned[4] - PRETRAINED[4]).max() > 1e-3
+    networks.fit(model, 3, start=3)
+    networks.assert_anchored_at(new, PRETRAINED)
+    networks.assert_close(
+        model, unfrozen_reference(tuned, PRETRAINED, 3, start=3)
+    )
+
+
+def test_anchors_are_carried_over_to_a_copy_of_the_model(tmp_path):
+    """Not the same variables, but the same places."""
+    model = trained_upper()
+    copy = networks.network(networks.arrays(model.weights))
+    copy.compile(make().anchor_at(model.optimizer), "mse")
+    copy.optimizer.build(copy.trainable_variables)
+    networks.assert_anchored_at(copy.optimizer, PRETRAINED)
+
+
+@pytest.mark.parametrize("change", ["frozen", "unfrozen"])
+def test_changed_list_of_variables_is_an_error_with_the_way_out(change):
+    model = networks.network(PRETRAINED)
+    freeze(model, [change == "unfrozen", False, False, False])
+    model.compile(make(), "mse")
+    model.optimizer.build(model.trainable_variables)
+    freeze(model, [change == "frozen", False, False, False])
+    with pytest.raises(
+        ValueError, match=r"Expected: the \d .*anchor_at\(old\)"
+    ):
+        networks.fit(model, 1)
+    networks.assert_same(networks.arrays(model.weights), PRETRAINED)
