@@ -135,7 +135,8 @@ def train(
                 weight.step(g_t, schedule(step))
             kept = []
         if ema is not None:
-            averages = _averaged(weights, averages, step, *ema)
+            # Keras averages after every gradient and counts updates.
+            averages = _averaged(weights, averages, step // accumulate, *ema)
         trajectory.append([weight.theta.copy() for weight in weights])
     return trajectory
 
@@ -143,7 +144,7 @@ def train(
 def _averaged(weights, averages, step, momentum, overwrite_frequency):
     averages = [
         weight.theta
-        if average is None
+        if step == 0
         else momentum * average + (1 - momentum) * weight.theta
         for weight, average in zip(weights, averages, strict=True)
     ]
