@@ -7,6 +7,7 @@ training after it is the same bit for bit.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,8 +21,13 @@ from keras_dualopt.depth import keras_hooks as hooks
 # the last convolution.
 _OPEN_LENGTHS = ((8, 32), (4, 64), (2, 128), (1, 256), (16, 224), (2048, 512))
 
-# A batch of one is a special case to some layers.
-_BATCH = 2
+
+def _batch_size() -> int:
+    """Return a batch size that suits layers, and devices that share a batch."""
+    distribution = keras.distribution.distribution()
+    mesh = getattr(distribution, "device_mesh", None)
+    # A batch of one is a special case to some layers.
+    return 2 * math.prod(mesh.shape if mesh is not None else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +177,7 @@ def _closed(tensor: Any, sequence: int, side: int) -> keras.KerasTensor:
     sides = {last - 1, last - 2} if last > 1 else set()
     if any(rest[i] is not None for i in sides):
         sides = set()
-    shape = [_BATCH if batch is None else batch]
+    shape = [_batch_size() if batch is None else batch]
     for position, size in enumerate(rest):
         open_size = side if position in sides else sequence
         shape.append(open_size if size is None else size)

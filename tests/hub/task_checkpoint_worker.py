@@ -6,11 +6,11 @@ Run once with each `KERAS_BACKEND` when the format of the state changes, with
 
 import zlib
 
-import depth_models
 import keras
 import numpy as np
 from cases import BACKEND
 from conformance.checkpoint_worker import DATA, pack
+from hub import zoo
 
 from keras_dualopt import DualOpt
 
@@ -24,8 +24,8 @@ def file_of(task, backend):
 
 
 def compiled(task):
-    with depth_models.zero_weights():
-        model = getattr(depth_models, task)()
+    with zoo.zero_weights():
+        model = zoo.MODELS[task]()
     # So slow that the weights stay where they are: each must find itself in
     # its anchor again, and in its averages.
     optimizer = DualOpt(1e-30, depth={".*": 0.3})

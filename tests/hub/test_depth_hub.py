@@ -8,7 +8,7 @@ import keras
 import keras_hub
 import pytest
 from hub import dataflow
-from hub.depth_models import (
+from hub.zoo import (
     DIFFERENT,
     EXPECTED,
     MODELS,
