@@ -27,17 +27,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import keras
-import matplotlib as mpl
 import numpy as np
+from digits_data import NEW_STYLE, OLD_STYLES, PARTS, in_styles, load_parts
+from digits_picture import draw_picture
 from keras import layers
-from sklearn.datasets import load_digits
 
 from keras_dualopt import DualOpt
-
-OLD_STYLES = ("plain", "edges", "noisy")
-NEW_STYLE = "inverted"
-# How many digits each part gets; no digit is in two parts.
-PARTS = {"pretrain": 800, "finetune": 300, "validation": 297, "test": 400}
 
 LEARNING_RATE = 1e-3
 ADAM_RATES = (LEARNING_RATE, 5e-4, 3e-4, 2e-4, 1e-4)
@@ -50,43 +45,6 @@ EPOCHS = {"pretrain": 25, "finetune": 30, "scratch": 30}
 BATCH_SIZE = 60
 # What the highlighted setting may lose on the new style, in points.
 ALLOWED_LOSS = 2.0
-
-
-# --- data -------------------------------------------------------------------
-
-
-def draw(digits, style, noise):
-    """Return 8×8 digits with values in [0, 1] in one of the styles."""
-    if style == "edges":
-        down, across = np.gradient(digits, axis=(1, 2))
-        return np.clip(1.5 * np.hypot(down, across), 0, 1)
-    if style == "noisy":
-        return np.clip(digits + noise.normal(0, 0.2, digits.shape), 0, 1)
-    if style == "inverted":
-        return 1 - digits
-    return digits
-
-
-def load_parts(seed):
-    """Return {part: (digits, labels)}, another division for every seed."""
-    pixels, labels = load_digits(return_X_y=True)
-    digits = pixels.reshape(-1, 8, 8) / 16
-    order = np.random.default_rng(seed).permutation(len(digits))
-    ends = np.cumsum(list(PARTS.values()))
-    assert ends[-1] == len(digits)
-    chosen = np.split(order, ends[:-1])
-    return {
-        part: (digits[rows], labels[rows])
-        for part, rows in zip(PARTS, chosen, strict=True)
-    }
-
-
-def in_styles(part, styles, seed):
-    """Return images and labels of one part, drawn in every one of `styles`."""
-    digits, labels = part
-    noise = np.random.default_rng(seed)
-    images = np.concatenate([draw(digits, style, noise) for style in styles])
-    return images[..., None].astype("float32"), np.tile(labels, len(styles))
 
 
 # --- training ---------------------------------------------------------------
@@ -275,92 +233,20 @@ def report_scratch(results, scratch):
     print_table(results, scratch, columns)
 
 
-def draw_styles(figure):
-    digits, _ = load_parts(seed=0)["pretrain"]
-    noise = np.random.default_rng(0)
-    styles = (*OLD_STYLES, NEW_STYLE)
-    for axes, style in zip(figure.subplots(4, 1), styles, strict=True):
-        three = np.hstack(draw(digits[:3], style, noise))
-        axes.imshow(three, cmap="gray", vmin=0, vmax=1)
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{'new' if style == NEW_STYLE else 'old'}: {style}")
+def save_picture(results, adam, dual, chosen, path):
+    def point(setting):
+        return tuple(mean(results, setting, key) for key in ("old", "new"))
 
-
-def draw_curve(axes, results, settings, label, side, **look):
-    """Draw one optimizer's trade-off, each point with its knob's value."""
-    kept = [mean(results, setting, "old") for setting in settings]
-    learned = [mean(results, setting, "new") for setting in settings]
-    axes.plot(kept, learned, label=label, markersize=7, **look)
-    for setting, x, y in zip(settings, kept, learned, strict=True):
-        axes.annotate(
-            f"{setting.value:g}",
-            (x, y),
-            xytext=(7 * side, 7 * side),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="bottom" if side > 0 else "top",
-            color=look["color"],
-        )
-
-
-def draw_picture(results, adam, dual, chosen, path):
-    """Draw the styles, and beside them what each setting learns and keeps."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(9, 4.8), layout="constrained", dpi=150)
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 3.4])
-    draw_styles(left)
-    axes = right.subplots()
-    # Okabe and Ito's colours; marker and line tell the curves apart as well.
-    draw_curve(
-        axes,
-        results,
-        adam,
-        "Adam, by learning rate",
-        -1,
-        color="#D55E00",
-        marker="s",
-        linestyle="--",
+    draw_picture(
+        curves={
+            ("Adam", "learning rate"): [(s.value, *point(s)) for s in adam],
+            ("DualOpt", "rollback"): [(s.value, *point(s)) for s in dual],
+        },
+        chosen=None if chosen is None else point(chosen),
+        before=mean(results, BEFORE, "old"),
+        seeds=len(results[BEFORE]),
+        path=path,
     )
-    draw_curve(
-        axes,
-        results,
-        dual,
-        "DualOpt, by rollback",
-        1,
-        color="#0072B2",
-        marker="o",
-        linestyle="-",
-    )
-    if chosen is not None:
-        point = [mean(results, chosen, key) for key in ("old", "new")]
-        axes.scatter(
-            *point,
-            s=230,
-            facecolors="none",
-            edgecolors="black",
-            label="chosen on validation digits",
-        )
-    axes.axvline(
-        mean(results, BEFORE, "old"),
-        color="gray",
-        linestyle=":",
-        label="old styles before fine-tuning",
-    )
-    seeds = len(results[BEFORE])
-    axes.set_title(
-        f"Fine-tuned on {PARTS['finetune']} inverted digits "
-        f"(mean of {seeds} seed{'s' if seeds > 1 else ''})"
-    )
-    axes.set_xlabel("accuracy kept on the old styles (%)")
-    axes.set_ylabel("accuracy on the new style (%)")
-    axes.margins(0.1)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
 
 
 def main(arguments=None):
@@ -401,7 +287,7 @@ def main(arguments=None):
         run_seed(seed, settings, epochs, report)
     chosen = report_finetuning(results, adam, dual)
     report_scratch(results, scratch)
-    draw_picture(results, adam, dual, chosen, options.picture)
+    save_picture(results, adam, dual, chosen, options.picture)
     print(f"\nThe trade-off as a picture: {options.picture}")
 
 
