@@ -218,10 +218,10 @@ def test_bases_own_decay_follows_a_schedule_assigned_later():
         DualOpt(0.05, base=BASES["AdamW"](0.05), **NO_STRENGTH),
         BASES["AdamW"](0.05),
     ):
+        variables, gradient = make_variables(), quadratic_gradient()
+        apply_steps(optimizer, variables, gradient, 1)
         optimizer.learning_rate = SCHEDULES["cosine"].make()
-        trajectories.append(
-            apply_steps(optimizer, make_variables(), quadratic_gradient(), 3)
-        )
+        trajectories.append(apply_steps(optimizer, variables, gradient, 2))
     for got, wanted in zip(*trajectories, strict=True):
         networks.assert_same(got, wanted)
 
