@@ -100,6 +100,17 @@ def test_a_subclassed_model_finds_itself():
     assert NOTES["found"]() is model
 
 
+def test_a_model_that_fit_builds_is_found_and_ordered():
+    model = networks.Reversed(name="net")
+    model.compile(optimizer=Finder(0.01), loss="mse")
+    assert not model.built
+    inputs = np.ones((4, 8), "float32")
+    model.fit(inputs, inputs[:, :2], verbose=0)
+    assert NOTES["found"]() is model
+    layers_found = dict.fromkeys(row.layer for row in NOTES["rows"])
+    assert [layer[-1] for layer in layers_found] == ["a", "b", "c", "d"]
+
+
 def test_mixed_precision_finds_the_model_through_its_wrapper():
     keras.config.set_dtype_policy("mixed_float16")
     try:

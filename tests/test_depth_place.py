@@ -114,6 +114,55 @@ def test_keys_are_unique_and_places_follow_the_given_order():
     assert depth.place(model, some) == places[::-3]
 
 
+# Checkpoints know a weight by its key: these must never change.
+KEYS = {
+    "nested": "0/kernel 0/bias 1/0/0/kernel 1/0/0/bias 1/0/1/kernel 1/0/1/bias "
+    "1/1/kernel 1/1/bias 2/kernel 2/bias",
+    "subclassed": "first/kernel first/bias second/gamma second/beta "
+    "second/moving_mean second/moving_variance third/kernel third/bias "
+    "last/kernel last/bias",
+    "untied": "0/embeddings 1/kernel 1/bias 2/gamma 2/beta "
+    "0/reverse_embeddings",
+    "same_paths": "0/0/kernel 0/0/bias 1/0/kernel 1/0/bias",
+    "wrappers": "0/layer/kernel 0/layer/bias "
+    "1/cell/kernel 1/cell/recurrent_kernel 1/cell/bias "
+    "2/backward_layer/cell/kernel 2/backward_layer/cell/recurrent_kernel "
+    "2/backward_layer/cell/bias "
+    "2/forward_layer/cell/kernel 2/forward_layer/cell/recurrent_kernel "
+    "2/forward_layer/cell/bias "
+    "3/cell/cells.0/kernel 3/cell/cells.0/recurrent_kernel "
+    "3/cell/cells.0/bias "
+    "3/cell/cells.1/kernel 3/cell/cells.1/recurrent_kernel "
+    "3/cell/cells.1/bias 4/kernel 4/bias",
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_are_the_same_in_every_process_and_on_every_backend(name):
+    depth = layer_depth(MODELS[name](), head=())
+    assert [row.key for row in depth.rows] == KEYS[name].split()
+
+
+def test_attributes_that_differ_in_an_underscore_have_different_keys():
+    class Twins(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.part = layers.Dense(4, name="second")
+            self._part = layers.Dense(4, name="first")
+
+        def build(self, shape):
+            self._part.build(shape)
+            self.part.build((None, 4))
+
+        def call(self, inputs):
+            return self.part(self._part(inputs))
+
+    model = Twins()
+    model.build((None, 8))
+    keys = [row.key for row in layer_depth(model, head=()).rows]
+    assert keys == ["part/kernel", "part/bias", "part'/kernel", "part'/bias"]
+
+
 def test_frozen_when_it_was_built_or_not_a_model_has_the_same_rows():
     def build(trainable):
         return keras.Sequential(

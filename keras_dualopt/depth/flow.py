@@ -15,11 +15,7 @@ import keras
 from keras_dualopt.depth import keras_hooks as hooks
 from keras_dualopt.depth.chain import chain_of
 from keras_dualopt.depth.order import Order
-from keras_dualopt.depth.structure import (
-    Owner,
-    Structure,
-    graph_nodes,
-)
+from keras_dualopt.depth.structure import Owner, Structure, graph_nodes
 from keras_dualopt.depth.trace import Reads, reads_of_call, reads_of_model
 
 # Where a tensor comes from: the calls one reads when one reads it.
@@ -199,15 +195,21 @@ class _Flow:
         yield self._whole
 
     def _shares(self, layer: keras.layers.Layer) -> bool:
-        """Tell whether the model's graph also calls a part of a layer."""
+        """Tell whether a graph calls a layer twice, or a part of it alone."""
         if self._calls[id(layer)] > 1:
             return True
         for weight in layer.weights:
+            alone = False
             for around in self.structure.by_variable[id(weight)].owner.chain():
                 if around.layer is layer:
                     break
-                if self._calls[id(around.layer)]:
-                    return hooks.graph_of(around.layer) is None
+                # The layers of a graph inside are called by that graph.
+                is_graph = hooks.graph_of(around.layer) is not None
+                alone = not is_graph and (
+                    alone or self._calls[id(around.layer)] > 0
+                )
+            if alone:
+                return True
         return False
 
     def _warn(self, layer: keras.layers.Layer) -> None:

@@ -43,7 +43,9 @@ def identity(variable: Any) -> int:
 
     A loop on TensorFlow or torch may hand over the backend's variables.
     """
-    return id(getattr(variable, "_value", variable))
+    value = getattr(variable, "_value", None)
+    # A variable that Keras has not initialized yet has no value.
+    return id(variable if value is None else value)
 
 
 def tracked_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -103,9 +103,11 @@ class Structure:
         while queue:
             owner = queue.popleft()
             self._own(owner)
+            names: set[str] = set()
             for name, layer in _children(owner.layer):
                 if id(layer) in self.owners:
                     continue
+                name = _unused(name, names)
                 child = Owner(layer, _join(owner.key, name), owner)
                 self.owners[id(layer)] = child
                 queue.append(child)
@@ -226,13 +228,19 @@ def _variable_names(
     for name, value in hooks.attributes(layer):
         for place, variable in _leaves(value, name.lstrip("_"), _is_variable):
             names.setdefault(id(variable), place)
-    result: list[str] = []
-    for index, variable in enumerate(variables):
-        name = names.get(id(variable), f"variables.{index}")
-        while name in result:
-            name += "'"
-        result.append(name)
-    return result
+    used: set[str] = set()
+    return [
+        _unused(names.get(id(variable), f"variables.{index}"), used)
+        for index, variable in enumerate(variables)
+    ]
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """Return a name that is not used yet, and note it: `_a` may meet `a`."""
+    while name in used:
+        name += "'"
+    used.add(name)
+    return name
 
 
 def _unit_root(owner: Owner) -> Owner:
