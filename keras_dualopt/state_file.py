@@ -21,6 +21,7 @@ import numpy as np
 from keras_dualopt.anchors import TAKEN
 
 _MANIFEST = "dualopt"
+_FLAG = "anchors_taken"
 _FORMAT = 1
 _CHECKSUM_BYTES = 4
 _DAMAGED = "The file is damaged; use an earlier checkpoint."
@@ -108,6 +109,11 @@ def read(store: Any) -> dict[str, Any] | None:
     """
     keys = set(store.keys())
     if _MANIFEST not in keys:
+        if _FLAG in keys:  # A name of ours: other optimizers count theirs.
+            raise ValueError(
+                "Expected: a description of DualOpt's state beside it. "
+                f"Received: {len(keys)} arrays without one. {_DAMAGED}"
+            )
         return None
     manifest = _manifest(bytes(np.asarray(store[_MANIFEST])))
     version = manifest["format"]
@@ -134,7 +140,8 @@ def read(store: Any) -> dict[str, Any] | None:
 
 def _manifest(data: bytes) -> dict[str, Any]:
     text, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if zlib.crc32(text) != int.from_bytes(checksum, "big"):
+    # The checksum of nothing is 0, which zeros would pass.
+    if not text or zlib.crc32(text) != int.from_bytes(checksum, "big"):
         raise ValueError(
             "Expected: an intact description of DualOpt's state. Received: "
             f"{len(data)} bytes with another checksum. {_DAMAGED}"
@@ -144,14 +151,17 @@ def _manifest(data: bytes) -> dict[str, Any]:
 
 
 def _checksum(array: Any) -> int:
+    # What the bytes mean as well: in HDF5 one bit turns their order around.
+    meaning = f"{array.dtype.str} {array.dtype.name} {array.shape}"
     return zlib.crc32(
-        np.ascontiguousarray(array).reshape(-1).view("uint8").data
+        np.ascontiguousarray(array).reshape(-1).view("uint8").data,
+        zlib.crc32(meaning.encode()),
     )
 
 
 def flag_of(state: Mapping[str, Any]) -> int:
     """Return what the anchors of a state hold."""
-    return int(state["arrays"]["anchors_taken"])
+    return int(state["arrays"][_FLAG])
 
 
 def warn_foreign(count: int, trained: bool) -> None:

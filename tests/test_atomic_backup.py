@@ -3,6 +3,7 @@
 That it outlives a kill at any moment is shown by `conformance/test_crash.py`.
 """
 
+import h5py
 import keras
 import networks
 import pytest
@@ -101,6 +102,18 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path):
         epochs(model, [AtomicBackup(path)])
     assert path.read_bytes() == bytes_before
     networks.assert_same(networks.arrays(model.variables), before)
+
+
+def test_a_file_that_lost_its_optimizer_is_refused(tmp_path):
+    """For `load_weights` it is a file of weights without one."""
+    path = tmp_path / "run.weights.h5"
+    with pytest.raises(Killed):
+        epochs(compiled(), [AtomicBackup(path), KillAt(2)])
+    with h5py.File(path, "r+") as file:
+        del file["optimizer"]
+    with pytest.raises(ValueError, match=r"Expected: an optimizer at step 4 "):
+        epochs(compiled(seed=99), [AtomicBackup(path)])
+    assert path.exists()
 
 
 def test_a_model_that_is_not_built_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import keras
 
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
-_EPOCH = "dualopt_epoch"
+_EPOCH, _ITERATIONS = "dualopt_epoch", "dualopt_iterations"
 
 
 class AtomicBackup(keras.callbacks.Callback):
@@ -74,7 +74,7 @@ class AtomicBackup(keras.callbacks.Callback):
         """Read what a run that was killed has left."""
         if not self._path.exists():
             return
-        epoch = self._read_epoch()
+        epoch, iterations = self._read_progress()
         optimizer = self.model.optimizer
         if not self.model.built:
             raise ValueError(
@@ -86,6 +86,13 @@ class AtomicBackup(keras.callbacks.Callback):
             # LossScaleOptimizer's own state is read only into a built one.
             optimizer.build(self.model.trainable_variables)
         self.model.load_weights(self._path)
+        if int(optimizer.iterations) != iterations:
+            # To load_weights a file whose optimizer is lost is one without.
+            raise ValueError(
+                f"Expected: an optimizer at step {iterations} in "
+                f"{os.fspath(self._path)!r}. Received: a file without it. The "
+                "file is damaged; use another copy of it."
+            )
         # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
         self.model._initial_epoch = epoch
 
@@ -105,19 +112,19 @@ class AtomicBackup(keras.callbacks.Callback):
         if not self._keep:
             self._path.unlink(missing_ok=True)
 
-    def _read_epoch(self) -> int:
+    def _read_progress(self) -> tuple[int, int]:
         import h5py
 
         with h5py.File(self._path, "r") as file:
-            epoch = file.attrs.get(_EPOCH)
-        if epoch is None:
+            progress = [file.attrs.get(n) for n in (_EPOCH, _ITERATIONS)]
+        if None in progress:
             raise ValueError(
                 "Expected: a file that AtomicBackup wrote. Received: "
                 f"{os.fspath(self._path)!r}, a weights file without the number "
                 "of its epoch. Choose another path for the backup; this file "
                 "is as it was."
             )
-        return int(epoch)
+        return int(progress[0]), int(progress[1])
 
     def _write(self, epoch: int) -> None:
         import h5py
@@ -126,6 +133,7 @@ class AtomicBackup(keras.callbacks.Callback):
         self.model.save_weights(self._part, overwrite=True)
         with h5py.File(self._part, "r+") as file:
             file.attrs[_EPOCH] = epoch
+            file.attrs[_ITERATIONS] = int(self.model.optimizer.iterations)
         with open(self._part, "rb+") as written:
             # The name must not reach the disk before what it stands for.
             os.fsync(written.fileno())
