@@ -118,6 +118,12 @@ class Way:
         """Return θ₀ + α (θ − θ₀), where `tuned` is θ."""
         if alpha == 1.0:
             return tuned
+        if alpha == 0.0:
+            # 0 · NaN is NaN, and θ₀ is the way back from NaN.
+            return [
+                origin.astype(theta.dtype)
+                for origin, theta in zip(self.origins, tuned, strict=True)
+            ]
         values = []
         for origin, theta in zip(self.origins, tuned, strict=True):
             # Half precision would round the difference.
