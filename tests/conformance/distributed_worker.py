@@ -24,6 +24,7 @@ ROWS = {
         networks.FINETUNE,
     ),
     "scratch": ("adam", networks.SCRATCH),
+    "anchored again": ("adam", networks.FINETUNE),
 }
 if BACKEND == "jax":
     # Keras' own optimizers cannot accumulate under MirroredStrategy: their
@@ -55,6 +56,20 @@ def copies(variable):
     return [np.array(copy.data) for copy in variable.value.addressable_shards]
 
 
+def fit(row, model):
+    """Train; return the weights at which anchors were made again, if any."""
+    if row != "anchored again":
+        networks.fit(model, STEPS)
+        return []
+    networks.fit(model, STEPS // 2)
+    weights = networks.arrays(model.trainable_variables)
+    # Variables of their own: the old ones and their copies are gone.
+    model.optimizer.drop_anchors()
+    model.optimizer.anchor_at()
+    networks.fit(model, STEPS - STEPS // 2, start=STEPS // 2)
+    return weights
+
+
 def train(row, pretrained):
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -68,8 +83,8 @@ def train(row, pretrained):
         )
         model = built(row)
     model.load_weights(pretrained)
-    networks.fit(model, STEPS)
-    found = {}
+    stage = fit(row, model)
+    found = {f"stage.{index}": value for index, value in enumerate(stage)}
     anchors = [a for a in model.optimizer.anchors if a is not None]
     for name, variables in (
         ("weight", model.trainable_variables),

@@ -12,6 +12,7 @@ import reference
 from cases import BACKEND
 
 from conformance.distributed_worker import ROWS, STEPS, optimizer_of
+from conformance.test_stages import reanchored
 
 PRETRAINED = networks.weights()
 
@@ -45,6 +46,8 @@ def column(results, row, name):
 
 def expected(row):
     """Return the reference's weights, or those of one device."""
+    if row == "anchored again":
+        return reanchored(STEPS // 2, STEPS - STEPS // 2)
     if row == "wrapped":
         model = networks.compiled(optimizer_of(row), PRETRAINED)
         networks.fit(model, STEPS)
@@ -67,7 +70,13 @@ def test_two_devices_arrive_where_one_does(row, results):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_two_devices_take_the_pretrained_weights(row, results):
+def test_two_devices_take_the_same_anchors(row, results):
     anchors = column(results, row, "anchor")
     wanted = [] if row == "scratch" else PRETRAINED[:-2]
+    if row == "anchored again":
+        wanted = column(results, row, "stage")[:-2]
+        assert all(
+            not np.array_equal(value, first)
+            for value, first in zip(wanted, PRETRAINED[:-2], strict=True)
+        )
     networks.assert_same(anchors, wanted)
