@@ -22,10 +22,10 @@ def frozen_first(model):
     return model
 
 
-def step(model, optimizer, times=1):
+def step(model, optimizer, times=1, head=None):
     """Build on the model and take a step, without compiling anything."""
     if not optimizer.built:
-        optimizer.bind(model)
+        optimizer.bind(model, head)
     random = np.random.default_rng(8)
     for _ in range(times):
         optimizer.apply(
@@ -40,9 +40,9 @@ def step(model, optimizer, times=1):
     return optimizer
 
 
-def saved(model, optimizer):
+def saved(model, optimizer, head=None):
     store = {}
-    step(model, optimizer).save_own_variables(store)
+    step(model, optimizer, head=head).save_own_variables(store)
     return store
 
 
@@ -132,6 +132,70 @@ def test_other_state_is_refused_before_anything_is_written(other, built, state):
     with pytest.raises(ValueError, match=f"(?s)Expected: .*{words}"):
         optimizer.load_own_variables(state)
     networks.assert_same(networks.arrays(optimizer.variables), before)
+
+
+# The head of one side and of the other, as numbers of layers from the end, and
+# what the reader expects of which layer. Found by itself, the head is one.
+HEADS = {
+    "none, found": (0, None, "no", 2),
+    "found, none": (None, 0, "a", 2),
+    "found, two": (None, 2, "no", 1),
+    "two, found": (2, None, "a", 1),
+    "two, none": (2, 0, "a", 1),
+}
+
+
+def head_of(model, count):
+    return None if count is None else model.layers[len(model.layers) - count :]
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("case", HEADS)
+def test_state_of_another_head_is_refused(case, built):
+    """θ₀ would be missing, or that of weights that were not pretrained."""
+    written, bound, expected, layer = HEADS[case]
+    model = chain(5, 4, 2)
+    state = saved(model, make(), head_of(model, written))
+    model, optimizer = chain(5, 4, 2), make()
+    path = model.layers[layer].kernel.path
+    words = rf"^Expected: {expected} 'anchors' for weight '{path}'.*head"
+    head = head_of(model, bound)
+    if built:
+        step(model, optimizer, head=head)
+        before = networks.arrays(optimizer.variables)
+        with pytest.raises(ValueError, match=words):
+            optimizer.load_own_variables(state)
+        networks.assert_same(networks.arrays(optimizer.variables), before)
+    else:
+        optimizer.load_own_variables(state)
+        with pytest.raises(ValueError, match=words):
+            step(model, optimizer, head=head)
+
+
+def test_state_of_the_same_head_bound_otherwise_is_read():
+    model = chain(5, 4, 2)
+    state = saved(model, make(), head_of(model, 2))
+    model = chain(5, 4, 2)
+    patterns = {rf"(.*/)?{model.layers[0].name}/.*": 0.3, ".*": None}
+    optimizer = step(model, make(depth=patterns))
+    optimizer.load_own_variables(state)
+    for index in range(2):
+        np.testing.assert_array_equal(
+            networks.arrays([optimizer.anchors[index]])[0],
+            state[f"anchors.{index}"],
+        )
+    assert optimizer.anchors[2:] == [None] * 4
+
+
+def test_a_head_in_the_config_is_not_overruled_by_bind():
+    model = chain(5, 4, 2)
+    config = make().bind(model, head_of(model, 2)).get_config()
+    loaded = DualOpt.from_config(config)
+    other = chain(5, 4, 2)
+    with pytest.raises(ValueError, match=r"Expected: either `depth=` or"):
+        loaded.bind(other, head=head_of(other, 1))
+    with pytest.raises(ValueError, match=r"'anchors' for weight '.*/kernel'"):
+        step(other, loaded).load_own_variables(saved(chain(5, 4, 2), make()))
 
 
 def test_state_of_a_wider_optimizer_is_refused(state):
