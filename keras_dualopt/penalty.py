@@ -60,22 +60,33 @@ def decay_strength(
     return weight_decay_min + share * (weight_decay - weight_decay_min)
 
 
-def pulled(value: Any, anchor: Any, ratio: Any) -> Any:
+def way(ratio: Any) -> tuple[Any, Any]:
+    """Return what `pulled` needs to know of ρ, a scalar tensor in [0, 1].
+
+    Returns:
+        Whether the way ends nearer to θ_pre than to the anchor, and the factor
+        of (θ_pre − a) that leads back to its end from the nearer of the two.
+    """
+    near = ops.less(ratio, 0.5)
+    return near, ops.where(near, ratio, ops.subtract(ratio, 1.0))
+
+
+def pulled(value: Any, anchor: Any, near: Any, share: Any) -> Any:
     """Return θ_pre − ρ (θ_pre − a) (OLOR Eq. 5 and 6), exact at its ends.
 
     Three laws hold to the last bit: ρ = 0 returns `value`, ρ = 1 returns
     `anchor`, and `value == anchor` stays. One form alone does not keep all
-    three, so the nearer end of the way is the one that is moved from.
+    three, so the nearer end of the way is the one that is moved from:
+    θ_pre − ρ (θ_pre − a), or a − (ρ − 1)(θ_pre − a).
 
     Args:
         value: θ_pre, a floating-point tensor.
         anchor: a, a tensor of the same dtype and shape, or `None` for 0.
-        ratio: ρ, a scalar tensor of the same dtype in [0, 1].
+        near: The first of `way(ρ)`, a scalar.
+        share: The second, a scalar of the same dtype as `value`.
     """
-    near = ops.less(ratio, 0.5)
-    share = ops.where(near, ops.negative(ratio), ops.subtract(1.0, ratio))
     if anchor is None:
         start = ops.where(near, value, ops.zeros_like(value))
-        return ops.add(start, ops.multiply(share, value))
+        return ops.subtract(start, ops.multiply(share, value))
     start = ops.where(near, value, anchor)
-    return ops.add(start, ops.multiply(share, ops.subtract(value, anchor)))
+    return ops.subtract(start, ops.multiply(share, ops.subtract(value, anchor)))

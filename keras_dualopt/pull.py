@@ -7,7 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dualopt.penalty import pulled
+from keras_dualopt import backend
+from keras_dualopt.penalty import pulled, way
+
+# `penalty.way(ρ)` by strength.
+Ways = dict[float, tuple[Any, Any]]
 
 
 def compute_dtype(dtype: str) -> str:
@@ -41,18 +45,14 @@ class Pull:
         self.anchors = list(anchors)
         self.reference = reference
 
-    def share(self, learning_rate: Any) -> Any:
-        """Return η_t/η as a float32 scalar."""
-        rate = ops.cast(learning_rate, "float32")
-        return ops.divide(rate, self.reference)
-
-    def ratio(self, index: int, share: Any) -> Any:
-        """Return ρ of one variable, a float32 scalar in [0, 1]."""
-        return self.clipped(share, self.strengths[index])
-
-    def clipped(self, share: Any, strength: float) -> Any:
+    def ratio(self, strength: Any, learning_rate: Any) -> Any:
         """Return ρ at a strength, a float32 scalar in [0, 1]."""
-        return ops.clip(ops.multiply(share, strength), 0.0, 1.0)
+        return _whole(ops.multiply(self._share(learning_rate), strength))
+
+    def _share(self, learning_rate: Any) -> Any:
+        """Return η_t/η, 0 for a rate below 0, as a float32 scalar."""
+        rate = ops.cast(learning_rate, "float32")
+        return ops.maximum(ops.divide(rate, self.reference), 0.0)
 
     def host_ratio(self, strength: float, learning_rate: float) -> float:
         """Return ρ at a strength, where the learning rate is a number."""
@@ -60,13 +60,38 @@ class Pull:
         share = np.float32(learning_rate) / np.float32(self.reference)
         return min(max(float(share * np.float32(strength)), 0.0), 1.0)
 
-    def __call__(self, index: int, value: Any, share: Any) -> Any:
+    def ways(self, learning_rate: Any, indices: Sequence[int]) -> Ways:
+        """Return `penalty.way(ρ)` for each strength of some variables.
+
+        Once a step rather than once a variable: with 1,000 variables the
+        scalars would be most of what is traced.
+        """
+        levels = sorted({self.strengths[i] for i in indices} - {0.0})
+        if not levels:
+            return {}
+        # At rate 0 nothing is pulled, whatever the strength.
+        hidden = backend.hidden_scalars(levels, ops.greater(learning_rate, 0.0))
+        share = self._share(learning_rate)
+        return {
+            level: way(_whole(ops.multiply(share, strength)))
+            for level, strength in zip(levels, hidden, strict=True)
+        }
+
+    def __call__(self, index: int, value: Any, ways: Ways) -> Any:
         """Return the pulled value, in float32 or wider."""
-        if not self.strengths[index]:
+        strength = self.strengths[index]
+        if not strength:
             return value
         dtype = compute_dtype(keras.backend.standardize_dtype(value.dtype))
-        value = ops.cast(value, dtype)
         anchor = self.anchors[index]
         if anchor is not None:
             anchor = ops.cast(anchor, dtype)
-        return pulled(value, anchor, ops.cast(self.ratio(index, share), dtype))
+        near, share = ways[strength]
+        return pulled(
+            ops.cast(value, dtype), anchor, near, ops.cast(share, dtype)
+        )
+
+
+def _whole(ratio: Any) -> Any:
+    """Return a share of the way, or all of it, but no more."""
+    return ops.minimum(ratio, 1.0)

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from loops import compiled, tensors, values
 
 from keras_dualopt import DualOpt, bases
-from keras_dualopt.penalty import decay_strength, pulled, rollback_strength
+from keras_dualopt.penalty import (
+    decay_strength,
+    pulled,
+    rollback_strength,
+    way,
+)
 from keras_dualopt.pull import Pull
 
 # The same examples every time: a failure here must not depend on the day.
@@ -50,7 +55,7 @@ def pull(value, anchor, ratio):
     result = pulled(
         keras.ops.convert_to_tensor(value),
         anchor,
-        keras.ops.convert_to_tensor(np.float32(ratio)),
+        *way(keras.ops.convert_to_tensor(np.float32(ratio))),
     )
     return np.array(keras.ops.convert_to_numpy(result))
 
@@ -110,10 +115,10 @@ def test_laws_hold_when_compiled(anchored, ratio):
     arguments = [keras.ops.convert_to_tensor(value)]
     if anchored:
         arguments.append(keras.ops.convert_to_tensor(target))
-        function = compiled(lambda v, a, share: pulled(v, a, share))
+        function = compiled(lambda v, a, ratio: pulled(v, a, *way(ratio)))
     else:
         target = np.zeros_like(target)
-        function = compiled(lambda v, share: pulled(v, None, share))
+        function = compiled(lambda v, ratio: pulled(v, None, *way(ratio)))
     share = keras.ops.convert_to_tensor(np.float32(ratio))
     got = np.array(keras.ops.convert_to_numpy(function(*arguments, share)))
     same = value == target
@@ -132,7 +137,7 @@ def test_laws_hold_when_compiled(anchored, ratio):
 )
 def test_share_is_between_nothing_and_the_whole_way(rate, strength, eta):
     made = Pull([strength], [None], eta)
-    ratio = float(made.ratio(0, made.share(np.float32(rate))))
+    ratio = float(made.ratio(strength, np.float32(rate)))
     assert 0.0 <= ratio <= 1.0
     exact = min(max(float(np.float32(rate)) * strength / eta, 0.0), 1.0)
     np.testing.assert_allclose(ratio, exact, rtol=1e-5, atol=1e-30)

@@ -10,6 +10,8 @@ Each module of this folder offers the same functions with the same meaning:
 - `dense(gradient)`: a sparse gradient as a dense tensor;
 - `capture(flag, anchors, variables, strategy)`: in a training step, copy the
   variables into the anchors if the flag is 0, and set the flag to 1;
+- `hidden_scalars(values, used)`: numbers that a compiler does not take for
+  constants; 0 where the scalar `used` is false;
 - `pull_each(pull, variables, indices, learning_rate, strategy)`: apply the
   pull to variables that a wrapped optimizer has just moved;
 - `batched_step(rule, gradients, variables, learning_rate)`: the update of one
@@ -30,6 +32,7 @@ if keras.backend.backend() == "tensorflow":
         dense,
         eager,
         forget_compiled,
+        hidden_scalars,
         keep_state,
         pull_each,
         replicated,
@@ -43,6 +46,7 @@ elif keras.backend.backend() == "jax":
         dense,
         eager,
         forget_compiled,
+        hidden_scalars,
         keep_state,
         pull_each,
         replicated,
@@ -56,6 +60,7 @@ elif keras.backend.backend() == "torch":
         dense,
         eager,
         forget_compiled,
+        hidden_scalars,
         keep_state,
         pull_each,
         replicated,
@@ -75,6 +80,7 @@ __all__ = [
     "dense",
     "eager",
     "forget_compiled",
+    "hidden_scalars",
     "keep_state",
     "pull_each",
     "replicated",

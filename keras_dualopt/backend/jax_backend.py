@@ -66,6 +66,23 @@ def capture(
     flag.assign(jnp.ones_like(taken))
 
 
+def hidden_scalars(values: Sequence[float], used: Any) -> Sequence[Any]:
+    """Return numbers that XLA does not see; 0 where they are not used.
+
+    Kernels that differ in nothing but a constant are compiled one by one, with
+    one strength for each layer most of the time that compiling takes. What
+    comes out of a conditional is no constant to XLA.
+    """
+    if not isinstance(used, jax.core.Tracer):
+        return values
+    scalars: list[Any] = jax.lax.cond(
+        used,
+        lambda: [jnp.float32(value) for value in values],
+        lambda: [jnp.float32(0.0)] * len(values),
+    )
+    return scalars
+
+
 def pull_each(
     pull: Any,
     variables: Sequence[keras.Variable],
@@ -74,10 +91,10 @@ def pull_each(
     strategy: Any = None,
 ) -> None:
     """Pull every variable that has a target."""
-    share = pull.share(learning_rate)
+    ways = pull.ways(learning_rate, indices)
     for index, variable in zip(indices, variables, strict=True):
         if pull.strengths[index]:
-            variable.assign(pull(index, variable.value, share))
+            variable.assign(pull(index, variable.value, ways))
 
 
 def batched_step(

@@ -44,6 +44,18 @@ def dense(gradient: Any) -> Any:
     return gradient
 
 
+def _update(
+    distribution: Any, target: Any, function: Any, argument: Any
+) -> None:
+    """Call a function for a variable's copy on every replica."""
+    if not tf.distribute.has_strategy():
+        function(target, argument)  # The same, and quicker to trace.
+        return
+    distribution.extended.update(
+        target, function, args=(argument,), group=False
+    )
+
+
 def _across_replicas(strategy: Any, function: Any, *arguments: Any) -> None:
     tf.__internal__.distribute.interim.maybe_merge_call(
         function, strategy, *arguments
@@ -63,23 +75,35 @@ def capture(
     def copy(distribution: Any) -> None:
         def take() -> None:
             for anchor, variable in zip(anchors, variables, strict=True):
-                distribution.extended.update(
-                    anchor.value,
-                    lambda target, source: target.assign(
-                        tf.cast(source, target.dtype)
-                    ),
-                    args=(variable.value,),
-                    group=False,
-                )
-            distribution.extended.update(
-                flag.value,
-                lambda target: target.assign(tf.ones_like(target)),
-                group=False,
-            )
+                _update(distribution, anchor.value, _assign, variable.value)
+            _update(distribution, flag.value, _assign, tf.ones_like(flag.value))
 
         tf.cond(tf.equal(flag.value, 0), take, lambda: None)
 
     _across_replicas(strategy, copy)
+
+
+def _assign(target: Any, value: Any) -> None:
+    target.assign(tf.cast(value, target.dtype))
+
+
+def hidden_scalars(values: Sequence[float], used: Any) -> Sequence[Any]:
+    """Return numbers that XLA does not see; 0 where they are not used.
+
+    Kernels that differ in nothing but a constant are compiled one by one, with
+    one strength for each layer most of the time that compiling takes. What
+    comes out of a `case` is no constant to XLA (of a `cond` it may be).
+    """
+    if tf.executing_eagerly():
+        return values
+    scalars: list[Any] = tf.switch_case(
+        tf.cast(used, tf.int32),
+        [
+            lambda: [tf.constant(0.0)] * len(values),
+            lambda: [tf.constant(value, tf.float32) for value in values],
+        ],
+    )
+    return scalars
 
 
 def pull_each(
@@ -91,20 +115,17 @@ def pull_each(
 ) -> None:
     """Pull every variable that has a target, on every replica."""
 
-    def run(distribution: Any, rate: Any) -> None:
+    def run(distribution: Any, ways: Any) -> None:
         for index, variable in zip(indices, variables, strict=True):
             if not pull.strengths[index]:
                 continue
 
-            def move(target: Any, rate: Any, index: int = index) -> None:
-                value = pull(index, target, pull.share(rate))
-                target.assign(tf.cast(value, target.dtype))
+            def move(target: Any, ways: Any, index: int = index) -> None:
+                _assign(target, pull(index, target, ways))
 
-            distribution.extended.update(
-                variable.value, move, args=(rate,), group=False
-            )
+            _update(distribution, variable.value, move, ways)
 
-    _across_replicas(strategy, run, learning_rate)
+    _across_replicas(strategy, run, pull.ways(learning_rate, indices))
 
 
 def batched_step(

@@ -77,7 +77,6 @@ def _host_puller(pull: Any, rate: float) -> Callable[[Sequence[Run]], None]:
 def _device_puller(
     pull: Any, rate: torch.Tensor, device: torch.device
 ) -> Callable[[Sequence[Run]], None]:
-    share = pull.share(rate)
     ratios: dict[float, torch.Tensor] = {}
     zero = torch.zeros((), device=device)
 
@@ -87,7 +86,7 @@ def _device_puller(
         shares: list[torch.Tensor] = []
         for run in runs:
             if run.strength not in ratios:
-                ratios[run.strength] = pull.clipped(share, run.strength)
+                ratios[run.strength] = pull.ratio(run.strength, rate)
             weights += run.weights
             ends += run.anchors or [zero] * len(run.weights)
             shares += [ratios[run.strength]] * len(run.weights)

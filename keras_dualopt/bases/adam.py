@@ -84,12 +84,12 @@ class Adam(PaperRule):
         return (self._momentums[index], self._velocities[index])
 
     def scalars(self, learning_rate: Any) -> tuple[Any, ...]:
-        """Add the bias corrections to what all variables share."""
+        """Return η_t/(1 − β₁ᵗ) and 1/(1 − β₂ᵗ): one division a weight less."""
+        (rate,) = super().scalars(learning_rate)
         step = ops.cast(ops.add(self.iterations, 1), "float32")
         return (
-            *super().scalars(learning_rate),
-            _bias_correction(self.beta_1, step),
-            _bias_correction(self.beta_2, step),
+            ops.divide(rate, _bias_correction(self.beta_1, step)),
+            ops.reciprocal(_bias_correction(self.beta_2, step)),
         )
 
     def pre_weight(
@@ -97,9 +97,7 @@ class Adam(PaperRule):
     ) -> Any:
         """Return θ_{t−1} − η_t m̂_t/(√v̂_t + ε) (OLOR Algorithm 2)."""
         dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
-        rate, _, correction_1, correction_2 = (
-            ops.cast(scalar, dtype) for scalar in scalars
-        )
+        rate, correction = (ops.cast(scalar, dtype) for scalar in scalars)
         momentum = self._momentums[index]
         velocity = self._velocities[index]
         # m + (1 − β)(g − m) has the exact average as its fixed point; with β
@@ -116,12 +114,14 @@ class Adam(PaperRule):
         )
         self.assign(momentum, first)
         self.assign(velocity, second)
-        direction = ops.divide(
-            ops.divide(first, correction_1),
-            ops.add(ops.sqrt(ops.divide(second, correction_2)), self.epsilon),
-        )
         return ops.subtract(
-            ops.cast(variable, dtype), ops.multiply(rate, direction)
+            ops.cast(variable, dtype),
+            ops.divide(
+                ops.multiply(first, rate),
+                ops.add(
+                    ops.sqrt(ops.multiply(second, correction)), self.epsilon
+                ),
+            ),
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -69,13 +69,14 @@ class PaperRule(keras.optimizers.Optimizer):
         return slots
 
     def scalars(self, learning_rate: Any) -> tuple[Any, ...]:
-        """Return what all variables of one step share, in float32.
+        """Return what the rule of all variables shares, float32 scalars."""
+        return (ops.cast(learning_rate, "float32"),)
 
-        The first is η_t, the second the pull's η_t/η.
-        """
-        rate = ops.cast(learning_rate, "float32")
-        share = rate if self.pull is None else self.pull.share(rate)
-        return (rate, share)
+    def _shared(self, learning_rate: Any, indices: Sequence[int]) -> Any:
+        """Return the scalars of a step: the rule's and the pull's."""
+        pull = self.pull
+        ways = {} if pull is None else pull.ways(learning_rate, indices)
+        return (self.scalars(learning_rate), ways)
 
     def pre_weight(
         self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
@@ -90,18 +91,18 @@ class PaperRule(keras.optimizers.Optimizer):
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Any
     ) -> None:
-        """Move one variable. `learning_rate`: η_t, or this step's scalars."""
-        scalars = (
+        """Move one variable. `learning_rate`: η_t, or what the step shares."""
+        index = self._get_variable_index(variable)
+        scalars, ways = (
             learning_rate
             if isinstance(learning_rate, tuple)
-            else self.scalars(learning_rate)
+            else self._shared(learning_rate, [index])
         )
-        index = self._get_variable_index(variable)
         dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
         gradient = ops.cast(backend.dense(gradient), dtype)
         value = self.pre_weight(gradient, variable, index, scalars)
         if self.pull is not None:
-            value = self.pull(index, value, scalars[1])
+            value = self.pull(index, value, ways)
         self.assign(variable, ops.cast(value, variable.dtype))
 
     def _backend_update_step(
@@ -111,7 +112,6 @@ class PaperRule(keras.optimizers.Optimizer):
             self, grads, trainable_variables, learning_rate
         )
         if variables:
-            # Once a step rather than once a variable: with 1,000 variables the
-            # scalars would be most of what is traced.
-            scalars = self.scalars(learning_rate)
-            super()._backend_update_step(gradients, variables, scalars)
+            indices = [self._get_variable_index(v) for v in variables]
+            shared = self._shared(learning_rate, indices)
+            super()._backend_update_step(gradients, variables, shared)
