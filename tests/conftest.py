@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 # XLA compiles the same small programs again for every model and process; a
 # cache that lives as long as the test run halves its time. The variables are
 # inherited by the workers of xdist and by the processes that tests start.
@@ -12,3 +14,11 @@ if os.environ.get("KERAS_BACKEND") == "jax":
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _folder.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Draw the same initial weights however the tests are divided."""
+    import keras
+
+    keras.utils.set_random_seed(1)
