@@ -8,77 +8,15 @@ of a process's first call, which is what a user waits for. The limit is the
 larger of 1 second and 2 % of the first training step.
 """
 
-# ruff: noqa: D102 - `build` and `call` mean what they mean in every Keras layer.
-
 import argparse
 import platform
 import time
 
 import keras
 import numpy as np
-from keras import layers
+from models import vit
 
 from keras_dualopt.depth import find_model, layer_depth
-
-
-class Block(layers.Layer):
-    """A pre-norm transformer block."""
-
-    def __init__(self, heads, hidden, **options):
-        super().__init__(**options)
-        self.norm_1 = layers.LayerNormalization(epsilon=1e-6)
-        self.attention = layers.MultiHeadAttention(heads, 64)
-        self.norm_2 = layers.LayerNormalization(epsilon=1e-6)
-        self.grow = layers.Dense(hidden, activation="gelu")
-        self.dropout = layers.Dropout(0.1)
-        self.hidden = hidden
-
-    def build(self, shape):
-        self.norm_1.build(shape)
-        self.attention.build(shape, shape)
-        self.norm_2.build(shape)
-        self.grow.build(shape)
-        self.shrink = layers.Dense(shape[-1])
-        self.shrink.build((*shape[:-1], self.hidden))
-
-    def call(self, inputs, training=None):
-        normed = self.norm_1(inputs)
-        inputs = inputs + self.attention(normed, normed, training=training)
-        outputs = self.shrink(self.grow(self.norm_2(inputs)))
-        return inputs + self.dropout(outputs, training=training)
-
-
-class Encoder(layers.Layer):
-    """All blocks in one layer, as in KerasHub's ViT."""
-
-    def __init__(self, blocks, heads, hidden, **options):
-        super().__init__(**options)
-        self.blocks = [Block(heads, hidden) for _ in range(blocks)]
-        self.norm = layers.LayerNormalization(epsilon=1e-6)
-
-    def build(self, shape):
-        self.position = self.add_weight(shape=(1, *shape[1:]), name="position")
-        for block in self.blocks:
-            block.build(shape)
-        self.norm.build(shape)
-
-    def call(self, inputs, training=None):
-        outputs = inputs + self.position
-        for block in self.blocks:
-            outputs = block(outputs, training=training)
-        return self.norm(outputs)
-
-    def compute_output_shape(self, shape):
-        return shape
-
-
-def vit(blocks, width, image_size):
-    inputs = layers.Input((image_size, image_size, 3))
-    outputs = layers.Conv2D(width, 16, strides=16)(inputs)
-    outputs = layers.Reshape((-1, width))(outputs)
-    outputs = Encoder(blocks, width // 64, 4 * width)(outputs)
-    outputs = layers.GlobalAveragePooling1D()(outputs)
-    return keras.Model(inputs, layers.Dense(10)(outputs))
 
 
 def seconds(function, *arguments):
