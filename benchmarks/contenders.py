@@ -52,6 +52,7 @@ class Update:
         start_seconds: Time to trace and compile, or of the first update.
         run: `run(count)` makes `count` updates and waits for them to end.
         state_bytes: Size of weights and optimizer state.
+        weight_bytes: Size of the weights.
     """
 
     def __init__(self, name, model, gradients):
@@ -70,11 +71,12 @@ class Update:
             )
         else:
             self.build_seconds = 0.0
-            self.state_bytes = 3 * _bytes(variables)
             start = _OTHER_STARTS[BACKEND]
-            self.start_seconds, self.run = seconds(
+            self.start_seconds, (self.run, state) = seconds(
                 start, name, variables, gradients
             )
+            self.state_bytes = _bytes([*variables, *state])
+        self.weight_bytes = _bytes(variables)
 
 
 def updates(make_model, names, advance=None):
@@ -95,9 +97,7 @@ def updates(make_model, names, advance=None):
 
 
 def _bytes(variables):
-    return sum(
-        int(np.prod(v.shape)) * np.dtype(v.dtype).itemsize for v in variables
-    )
+    return sum(4 * int(np.prod(v.shape)) for v in variables)  # 32 bits each
 
 
 def _jax_runner(step, weights, state, gradients):
@@ -133,6 +133,7 @@ def _start_jax(optimizer, variables, gradients):
 
 
 def _start_optax(name, variables, gradients):
+    import jax
     import optax
 
     rule = optax.adamw(RATE, weight_decay=0.05)
@@ -142,7 +143,9 @@ def _start_optax(name, variables, gradients):
         moves, state = rule.update(gradients, state, weights)
         return optax.apply_updates(weights, moves), state
 
-    return _jax_runner(step, weights, rule.init(weights), gradients)
+    state = rule.init(weights)
+    run = _jax_runner(step, weights, state, gradients)
+    return run, jax.tree.leaves(state)
 
 
 def _start_tensorflow(optimizer, variables, gradients):
@@ -155,6 +158,7 @@ def _start_tensorflow(optimizer, variables, gradients):
     def run(count):
         for _ in range(count):
             step(gradients)
+        variables[-1].numpy()  # On a GPU this waits.
 
     run(1)
     return run
@@ -191,7 +195,12 @@ def _start_torch_optim(name, variables, gradients):
         _wait_for(gradients)
 
     run(1)
-    return run
+    state = [
+        tensor
+        for slots in optimizer.state.values()
+        for tensor in slots.values()
+    ]
+    return run, state
 
 
 def _wait_for(tensors):

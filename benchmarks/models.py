@@ -100,7 +100,7 @@ def _normalized(inputs):
 
 
 def chain(parameters, variables):
-    """Return square dense layers: kernel and bias each, equally large."""
+    """Return equal square dense layers; half of the variables are biases."""
     count = variables // 2
     width = max(1, round(math.sqrt(parameters / count)))
     return keras.Sequential(

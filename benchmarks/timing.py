@@ -6,6 +6,7 @@ of them, and a ratio is formed within each round.
 """
 
 import dataclasses
+import random
 import statistics
 import time
 
@@ -48,7 +49,7 @@ def interleaved(contenders, rounds, sample=0.05, limit=60.0, advance=None):
     Args:
         contenders: By name, a function `run(count)` that makes `count` steps
             and waits for them to end.
-        rounds: How many rounds, the two that warm up not counted.
+        rounds: How many rounds; two steps to warm up come before.
         sample: How long one measurement should take at least, in seconds.
         limit: No round begins after so many seconds; three are always run.
         advance: Called after every round.
@@ -59,13 +60,13 @@ def interleaved(contenders, rounds, sample=0.05, limit=60.0, advance=None):
     fastest = min(seconds(contenders[name], 1)[0] for name in names)
     count = max(1, min(1000, round(sample / fastest)))
     times = {name: [] for name in names}
+    order = random.Random(0)
     begin = time.perf_counter()
     for number in range(rounds):
         if number >= 3 and time.perf_counter() - begin > limit:
             break
-        # Each in every place: the one before leaves the cache as it likes.
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        # In any order: the one before leaves the cache as it likes.
+        for name in order.sample(names, len(names)):
             times[name].append(seconds(contenders[name], count)[0] / count)
         if advance is not None:
             advance()

@@ -108,7 +108,7 @@ def machine():
     return (
         f"keras-dualopt {keras_dualopt.__version__}, Keras {keras.__version__},"
         f" {_backend()}, Python {platform.python_version()}; {_processor()}, "
-        f"{len(os.sched_getaffinity(0))} cores"
+        f"{os.cpu_count()} cores"
     )
 
 
@@ -129,6 +129,11 @@ def _backend():
     if device == "cuda":
         device = torch.cuda.get_device_name()
     return f"PyTorch {torch.__version__} on {device}"
+
+
+def _on_cpu():
+    """Tell whether the process's own memory is what an update takes."""
+    return _backend().lower().endswith(" on cpu")
 
 
 def _processor():
@@ -261,11 +266,11 @@ def memory_table(scale, progress):
         made = contenders.updates(
             functools.partial(models.chain, parameters, variables), [name]
         )[name]
-        more = memory.transient_bytes(made.run)
+        more = memory.transient_bytes(made.run) if _on_cpu() else None
         table.add_row(
             name,
-            f"{made.state_bytes / (4 * parameters):.2f}",
-            "?" if more is None else f"{more / (4 * parameters):.2f}",
+            f"{made.state_bytes / made.weight_bytes:.2f}",
+            "?" if more is None else f"{more / made.weight_bytes:.2f}",
         )
         del made
         keras.backend.clear_session()

@@ -99,7 +99,7 @@ def kernels(text):
     bodies = [c for c in computations(text) if c.startswith("%fused")]
     assert bodies
     plain = [re.sub(r", metadata=\{[^}]*\}", "", body) for body in bodies]
-    return {re.sub(r"%?[\w-]+(\.\d+)+", "x", body) for body in plain}
+    return {re.sub(r"%?[A-Za-z_][\w-]*(\.\d+)+", "x", body) for body in plain}
 
 
 @pytest.mark.parametrize("name", OURS)

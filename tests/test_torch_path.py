@@ -25,7 +25,7 @@ if BACKEND != "torch":
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from keras_dualopt.backend import torch_blocks
+from keras_dualopt.backend import torch_blocks, torch_pull
 
 STEPS = 12
 COUNT = 6  # variables of `make_variables`
@@ -123,6 +123,16 @@ def test_large_weights_are_cut_and_small_ones_share_a_block(
     assert paths == {"fused": 10 * STEPS, "plain": 0, "kernels": 9 * STEPS}
     for one, other in zip(cut, whole, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@table
+def test_scalars_that_stay_on_the_device(rule, mode, paths, monkeypatch):
+    """As on a GPU, where a number read off a tensor would wait for it."""
+    ours, plain, _ = RULES[rule]
+    monkeypatch.setattr(torch_pull, "HOSTS", ())
+    got = trained(ours, mode)
+    assert paths["fused"] == COUNT * STEPS
+    assert_close(got, trained(plain, mode))
 
 
 @table

@@ -71,9 +71,10 @@ def hidden_scalars(values: Sequence[float], used: Any) -> Sequence[Any]:
 
     Kernels that differ in nothing but a constant are compiled one by one, with
     one strength for each layer most of the time that compiling takes. What
-    comes out of a conditional is no constant to XLA.
+    comes out of a conditional is no constant to XLA. Not on a GPU, which may
+    have to ask the host which branch to take.
     """
-    if not isinstance(used, jax.core.Tracer):
+    if not isinstance(used, jax.core.Tracer) or jax.default_backend() != "cpu":
         return values
     scalars: list[Any] = jax.lax.cond(
         used,

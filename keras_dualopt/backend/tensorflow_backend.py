@@ -92,9 +92,13 @@ def hidden_scalars(values: Sequence[float], used: Any) -> Sequence[Any]:
 
     Kernels that differ in nothing but a constant are compiled one by one, with
     one strength for each layer most of the time that compiling takes. What
-    comes out of a `case` is no constant to XLA (of a `cond` it may be).
+    comes out of a `case` is no constant to XLA (of a `cond` it may be). Not on
+    a GPU, which may have to ask the host which branch to take.
     """
-    if tf.executing_eagerly():
+    devices = {
+        device.device_type for device in tf.config.list_logical_devices()
+    }
+    if tf.executing_eagerly() or devices != {"CPU"}:
         return values
     scalars: list[Any] = tf.switch_case(
         tf.cast(used, tf.int32),

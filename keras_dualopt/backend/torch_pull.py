@@ -77,6 +77,9 @@ def _host_puller(pull: Any, rate: float) -> Callable[[Sequence[Run]], None]:
 def _device_puller(
     pull: Any, rate: torch.Tensor, device: torch.device
 ) -> Callable[[Sequence[Run]], None]:
+    # In torch's own terms: with numbers, Keras' operations would copy each of
+    # them to the device, and wait.
+    share = (rate / pull.reference).clamp_min(0.0)
     ratios: dict[float, torch.Tensor] = {}
     zero = torch.zeros((), device=device)
 
@@ -86,7 +89,7 @@ def _device_puller(
         shares: list[torch.Tensor] = []
         for run in runs:
             if run.strength not in ratios:
-                ratios[run.strength] = pull.ratio(run.strength, rate)
+                ratios[run.strength] = (share * run.strength).clamp_max(1.0)
             weights += run.weights
             ends += run.anchors or [zero] * len(run.weights)
             shares += [ratios[run.strength]] * len(run.weights)
