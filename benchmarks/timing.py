@@ -43,7 +43,7 @@ def seconds(function, *arguments):
     return time.perf_counter() - start, result
 
 
-def interleaved(contenders, rounds, sample=0.05, limit=60.0, advance=None):
+def interleaved(contenders, rounds, sample=0.05, limit=40.0, advance=None):
     """Return the seconds of one step, in every round, for each contender.
 
     Args:

@@ -6,7 +6,7 @@
 Prints Markdown tables: the update for several sizes and numbers of variables,
 the start, the memory, and a whole training step of a ViT and a ResNet. A ratio
 is the median over rounds, with its quartiles; every round runs all contenders
-in turn. The largest row needs about 16 GB; `--parameters 1e4 1e6 2e7` leaves
+in any order. The largest row needs about 16 GB; `--parameters 1e4 1e6 2e7` leaves
 it out, `--quick` shows in a minute that all of it runs.
 """
 
@@ -46,7 +46,7 @@ class Scale:
 
 
 FULL = Scale(
-    rounds=30,
+    rounds=20,
     starts=3,
     counts=(10, 200, 1000),
     middle=(2e7, 200),
@@ -316,7 +316,7 @@ def step_table(scale, progress):
         times = timing.interleaved(
             runs,
             scale.rounds,
-            limit=120.0,
+            limit=90.0,
             advance=lambda: progress.advance(task),
         )
         table.add_row(
