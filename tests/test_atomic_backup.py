@@ -3,13 +3,15 @@
 That it outlives a kill at any moment is shown by `conformance/test_crash.py`.
 """
 
+import collections
+
 import h5py
 import keras
 import networks
 import pytest
 
 from keras_dualopt import DualOpt
-from keras_dualopt.callbacks import AtomicBackup
+from keras_dualopt.callbacks import AtomicBackup, backup
 
 EPOCHS = 3
 
@@ -40,13 +42,13 @@ def compiled(seed=3):
     )
 
 
-def epochs(model, callbacks=(), first=0):
+def epochs(model, callbacks=(), first=0, count=EPOCHS):
     x, y = networks.data(2)
     model.fit(
         x,
         y,
         batch_size=networks.BATCH,
-        epochs=EPOCHS,
+        epochs=count,
         initial_epoch=first,
         shuffle=False,
         verbose=0,
@@ -104,16 +106,153 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path):
     networks.assert_same(networks.arrays(model.variables), before)
 
 
-def test_a_file_that_lost_its_optimizer_is_refused(tmp_path):
-    """For `load_weights` it is a file of weights without one."""
+@pytest.fixture
+def killed(tmp_path):
+    """The file of a run that was killed in its last epoch."""
     path = tmp_path / "run.weights.h5"
     with pytest.raises(Killed):
         epochs(compiled(), [AtomicBackup(path), KillAt(2)])
-    with h5py.File(path, "r+") as file:
+    return path
+
+
+def refused(model, path, words):
+    """Assert that the start is refused and changes neither file nor weight."""
+    data, before = path.read_bytes(), networks.arrays(model.variables)
+    with pytest.raises(ValueError, match=words):
+        epochs(model, [AtomicBackup(path)])
+    assert path.read_bytes() == data
+    networks.assert_same(networks.arrays(model.variables), before)
+
+
+def test_a_file_that_lost_its_optimizer_is_refused(killed):
+    """For `load_weights` it is a file of weights without one."""
+    with h5py.File(killed, "r+") as file:
         del file["optimizer"]
-    with pytest.raises(ValueError, match=r"Expected: an optimizer at step 4 "):
-        epochs(compiled(seed=99), [AtomicBackup(path)])
-    assert path.exists()
+    refused(
+        compiled(99), killed, r"with DualOpt, without its state\. .*damaged"
+    )
+
+
+def test_a_file_of_another_optimizer_is_refused(killed):
+    words = r"Expected: the state of SGD .* with DualOpt\. .*another optimizer"
+    refused(networks.compiled(keras.optimizers.SGD()), killed, words)
+    wrapped = keras.optimizers.LossScaleOptimizer(DualOpt(mode="scratch"))
+    refused(
+        networks.compiled(wrapped), killed, r"of LossScaleOptimizer\(DualOpt\) "
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+def test_a_state_that_the_optimizer_passes_over_is_refused(tmp_path):
+    path = tmp_path / "run.weights.h5"
+    written = networks.compiled(keras.optimizers.SGD(momentum=0.9))
+    epochs(written, [AtomicBackup(path, keep=True)])
+    with pytest.raises(ValueError, match=r"Expected: an optimizer at step 6 "):
+        epochs(networks.compiled(keras.optimizers.SGD()), [AtomicBackup(path)])
+
+
+@pytest.mark.parametrize("end", [0, 100, 0.5, -8])
+def test_a_file_that_was_cut_is_refused(end, killed):
+    data = killed.read_bytes()
+    killed.write_bytes(data[: int(end * len(data)) if end == 0.5 else end])
+    refused(compiled(99), killed, r"Expected: an intact .*run\.weig.*damaged")
+
+
+def test_an_error_of_the_system_is_not_called_damage(tmp_path):
+    path = tmp_path / "run.weights.h5"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        epochs(compiled(), [AtomicBackup(path)])
+
+
+class Lower(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = networks.RATE / (epoch + 2)
+
+
+def test_a_rate_lowered_before_the_backup_is_in_the_file(tmp_path):
+    path = tmp_path / "run.weights.h5"
+    with pytest.raises(Killed):
+        epochs(compiled(), [Lower(), AtomicBackup(path), KillAt(2)])
+    # The rate of the file, not that of the new run.
+    model = compiled(99)
+    model.optimizer.learning_rate = 1.0
+    epochs(model, [Lower(), AtomicBackup(path)])
+    never = compiled()
+    epochs(never, [Lower()])
+    networks.assert_same(everything(model), everything(never))
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_kept_file_holds_the_last_epoch(every, tmp_path):
+    path = tmp_path / "run.weights.h5"
+    ended = compiled()
+    epochs(ended, [AtomicBackup(path, every, keep=True)])
+    model, seen = compiled(99), KillAt()
+    epochs(model, [AtomicBackup(path, every, keep=True), seen])
+    assert not seen.begun
+    networks.assert_same(everything(model), everything(ended))
+    # With more to train it goes on there.
+    epochs(model, [AtomicBackup(path, every), seen], count=EPOCHS + 2)
+    assert seen.begun == [EPOCHS, EPOCHS + 1]
+
+
+def test_a_fit_that_trains_nothing_keeps_the_file_as_it_was(tmp_path):
+    path = tmp_path / "run.weights.h5"
+    callback, seen = AtomicBackup(path, 2, keep=True), KillAt()
+    with pytest.raises(Killed):  # The third epoch is trained, not written.
+        epochs(compiled(), [callback, KillAt(3)], count=4)
+    epochs(compiled(99), [callback], count=2)
+    epochs(compiled(99), [seen, AtomicBackup(path)])
+    assert seen.begun == [2]
+
+
+def two_fits(paths, seed, kill=None, keep=True):
+    """Train in two stages, the second anchored where the first has ended."""
+    model = compiled(seed)
+    epochs(model, [AtomicBackup(paths[0], keep=keep)])
+    start = networks.arrays(model.trainable_variables)
+    model.compile(DualOpt(networks.RATE / 2, **networks.FINETUNE), "mse")
+    seen = KillAt(kill)
+    epochs(model, [AtomicBackup(paths[1], keep=keep), seen])
+    networks.assert_anchored_at(model.optimizer, start)
+    return everything(model), seen.begun
+
+
+@pytest.mark.parametrize(("kill", "rest"), [(0, [0, 1, 2]), (2, [2])])
+def test_two_fits_with_their_own_paths_go_on_in_the_second(
+    kill, rest, tmp_path
+):
+    paths = [tmp_path / f"stage_{n}.weights.h5" for n in range(2)]
+    with pytest.raises(Killed):
+        two_fits(paths, 3, kill)
+    state, begun = two_fits(paths, 99)
+    assert begun == rest
+    never = [tmp_path / f"never_{n}.weights.h5" for n in range(2)]
+    networks.assert_same(state, two_fits(never, 3)[0])
+
+
+def test_the_file_of_a_later_fit_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "run.weights.h5"
+    with pytest.raises(Killed):
+        two_fits([path, path], 3, kill=2, keep=False)
+    # What a process that is started again knows.
+    monkeypatch.setattr(backup, "_ended", collections.Counter())
+    words = r"Expected: .*number 1 .*number 2\. .*keep=True.*initial_epoch=2"
+    refused(compiled(99), path, words)
+
+
+class Fails(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        raise Killed
+
+
+def test_a_start_that_fails_does_not_move_the_next_one(killed):
+    model, seen = compiled(99), KillAt()
+    with pytest.raises(Killed):
+        epochs(model, [AtomicBackup(killed), Fails()])
+    epochs(model, [seen, AtomicBackup(killed.with_name("other.weights.h5"))])
+    assert seen.begun == [0, 1, 2]
 
 
 def test_a_model_that_is_not_built_is_refused(tmp_path):

@@ -1,6 +1,9 @@
 """`AtomicBackup`: a run that is killed at any moment goes on where it was."""
 
+import collections
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,10 @@ import keras
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
 _EPOCH, _ITERATIONS = "dualopt_epoch", "dualopt_iterations"
+_OPTIMIZER, _EARLIER_FITS = "dualopt_optimizer", "dualopt_earlier_fits"
+# How many fits of this process have ended and removed their file, by path: a
+# script that is started again passes its fits in the same order.
+_ended: collections.Counter[Path] = collections.Counter()
 
 
 class AtomicBackup(keras.callbacks.Callback):
@@ -18,6 +25,7 @@ class AtomicBackup(keras.callbacks.Callback):
     killed left its file, weights, optimizer (θ₀, averages, counters, η) and
     epoch are read from it, and `fit` goes on with the epoch that follows. Start
     the same script again after a crash; that is all. Works with any optimizer.
+    η is state: the file's learning rate replaces the one in the script.
 
     It takes the place of `keras.callbacks.BackupAndRestore`, which writes two
     files over the old ones, with `double_checkpoint=True` as well: a kill
@@ -25,22 +33,32 @@ class AtomicBackup(keras.callbacks.Callback):
     first may leave weights without the optimizer's state. Here one file is
     written beside the old one, forced to the disk, and renamed over it.
 
-    A run goes on bit for bit like one that was never killed if the order of
-    the data does not change. Keras saves neither the order of a shuffle, nor
-    the seeds of Dropout, nor what other callbacks remember.
+    List it last: what a callback after it changes at the end of an epoch, as
+    the learning rate, is not in the file. A run then goes on bit for bit like
+    one that was never killed if the order of the data does not change. Keras
+    saves neither the order of a shuffle, nor the seeds of Dropout, nor what
+    other callbacks remember: a run that was stopped early trains on.
+
+    One path for each `fit`; in a script with several, each with `keep=True`,
+    so that those that have ended are not trained again. One process for each
+    path: in a distributed run let one process write and all read, or give each
+    its own path.
 
     Args:
         path: The file, `*.weights.h5`, on a local disk; its folder is made.
         every: k ≥ 1: write after every k-th epoch. Default 1.
-        keep: Whether the file stays when `fit` ends; a script that is started
-            again has nothing left to train then. Default False: it is removed.
+        keep: Whether the file stays when `fit` ends, with the last epoch in
+            it; a script that is started again has nothing left to train then.
+            Default False: it is removed.
 
-    Memory: nothing; on disk, twice the file while it is written.
+    Memory: nothing in training; while it is read, the optimizer's state once
+    on the host; on disk, twice the file while it is written.
 
     Raises:
         ValueError: If the path has another ending or `every` is below 1; at
             the start of `fit`, if the file there is no backup, is damaged, or
-            is that of another model.
+            is that of another model, another optimizer, or a later `fit` of
+            the script.
 
     Example:
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -69,12 +87,17 @@ class AtomicBackup(keras.callbacks.Callback):
         self._part = self._path.with_name(f"{name}.part{_ENDING}")
         self._every = every
         self._keep = keep
+        self._trained = self._written = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Read what a run that was killed has left."""
+        self._trained = self._written = 0
+        # A start that failed after this callback has left it.
+        self.model._initial_epoch = None
         if not self._path.exists():
             return
-        epoch, iterations = self._read_progress()
+        with self._naming_damage():
+            epoch, iterations = self._read_progress()
         optimizer = self.model.optimizer
         if not self.model.built:
             raise ValueError(
@@ -85,13 +108,15 @@ class AtomicBackup(keras.callbacks.Callback):
         if not optimizer.built:
             # LossScaleOptimizer's own state is read only into a built one.
             optimizer.build(self.model.trainable_variables)
-        self.model.load_weights(self._path)
-        if int(optimizer.iterations) != iterations:
-            # To load_weights a file whose optimizer is lost is one without.
+        with self._naming_damage():
+            self.model.load_weights(self._path)
+        if _iterations(optimizer) != iterations:
+            # Keras' optimizers pass over a state of another length.
             raise ValueError(
                 f"Expected: an optimizer at step {iterations} in "
-                f"{os.fspath(self._path)!r}. Received: a file without it. The "
-                "file is damaged; use another copy of it."
+                f"{os.fspath(self._path)!r}. Received: a file without one for "
+                f"{_name(optimizer)}. The file is damaged, or was written with "
+                "other arguments of the optimizer."
             )
         # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
         self.model._initial_epoch = epoch
@@ -102,29 +127,68 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the file after every k-th epoch."""
+        self._trained = epoch + 1
         if (epoch + 1) % self._every == 0:
             self._write(epoch + 1)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Remove the file, unless it is to be kept."""
+        """Remove the file, or keep it with the last epoch in it."""
         self.model._initial_epoch = None
+        if self._keep and self._written < self._trained:
+            self._write(self._trained)
         self._part.unlink(missing_ok=True)
         if not self._keep:
             self._path.unlink(missing_ok=True)
+            _ended[self._path.resolve()] += 1
 
     def _read_progress(self) -> tuple[int, int]:
         import h5py
 
+        names = (_EPOCH, _ITERATIONS, _OPTIMIZER, _EARLIER_FITS)
         with h5py.File(self._path, "r") as file:
-            progress = [file.attrs.get(n) for n in (_EPOCH, _ITERATIONS)]
+            progress = [file.attrs.get(name) for name in names]
+            has_optimizer = "optimizer" in file
+        path = os.fspath(self._path)
         if None in progress:
             raise ValueError(
                 "Expected: a file that AtomicBackup wrote. Received: "
-                f"{os.fspath(self._path)!r}, a weights file without the number "
-                "of its epoch. Choose another path for the backup; this file "
-                "is as it was."
+                f"{path!r}, a weights file without the number of its epoch. "
+                "Choose another path for the backup; this file is as it was."
             )
-        return int(progress[0]), int(progress[1])
+        epoch, iterations, written_with, earlier = progress
+        name = _name(self.model.optimizer)
+        if written_with != name or not has_optimizer:
+            raise ValueError(
+                f"Expected: the state of {name} in {path!r}. Received: a file "
+                f"written with {written_with}"
+                + ("" if has_optimizer else ", without its state")
+                + ". The file is damaged, or was written with another "
+                "optimizer: compile with that one, or choose another path."
+            )
+        ended = _ended[self._path.resolve()]
+        if earlier != ended:
+            raise ValueError(
+                f"Expected: the backup of `fit` number {ended + 1} with the "
+                f"path {path!r} in this process. Received: that of number "
+                f"{earlier + 1}. Give each `fit` a path of its own, with "
+                "`keep=True`; to use this file, `model.load_weights(...)` and "
+                f"`fit(..., initial_epoch={epoch})`."
+            )
+        return int(epoch), int(iterations)
+
+    @contextlib.contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno is not None:  # The system's: no right to read, …
+                raise
+            raise ValueError(
+                "Expected: an intact file of AtomicBackup. Received: "
+                f"{os.fspath(self._path)!r}, which HDF5 cannot read. The file "
+                "is damaged; use another copy of it, or remove it to begin "
+                "anew."
+            ) from error
 
     def _write(self, epoch: int) -> None:
         import h5py
@@ -133,12 +197,26 @@ class AtomicBackup(keras.callbacks.Callback):
         self.model.save_weights(self._part, overwrite=True)
         with h5py.File(self._part, "r+") as file:
             file.attrs[_EPOCH] = epoch
-            file.attrs[_ITERATIONS] = int(self.model.optimizer.iterations)
+            file.attrs[_ITERATIONS] = _iterations(self.model.optimizer)
+            file.attrs[_OPTIMIZER] = _name(self.model.optimizer)
+            file.attrs[_EARLIER_FITS] = _ended[self._path.resolve()]
         with open(self._part, "rb+") as written:
             # The name must not reach the disk before what it stands for.
             os.fsync(written.fileno())
         os.replace(self._part, self._path)
         _sync_folder(self._path.parent)
+        self._written = epoch
+
+
+def _iterations(optimizer: Any) -> int:
+    # `int` refuses a variable that MirroredStrategy has on every device.
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+
+def _name(optimizer: Any) -> str:
+    name = type(optimizer).__name__
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return name if inner is None else f"{name}({_name(inner)})"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,7 +4,9 @@ A process of its own, because the number of devices is fixed when a backend
 starts. Called as `distributed_worker.py FILE PRETRAINED ROW`.
 """
 
+import contextlib
 import sys
+from pathlib import Path
 
 import keras
 import networks
@@ -12,8 +14,10 @@ import numpy as np
 from cases import BACKEND
 
 from keras_dualopt import DualOpt
+from keras_dualopt.callbacks import AtomicBackup
 
 STEPS = 6
+EPOCHS = 2
 
 # row: (base, arguments of DualOpt)
 ROWS = {
@@ -25,6 +29,7 @@ ROWS = {
     ),
     "scratch": ("adam", networks.SCRATCH),
     "anchored again": ("adam", networks.FINETUNE),
+    "resumed": ("adam", networks.FINETUNE),
 }
 if BACKEND == "jax":
     # Keras' own optimizers cannot accumulate under MirroredStrategy: their
@@ -42,11 +47,9 @@ def optimizer_of(row):
     )
 
 
-def built(row):
-    """Return a model with other weights and its optimizer built."""
-    model = networks.compiled(optimizer_of(row), networks.weights(seed=99))
-    model.optimizer.build(model.trainable_variables)
-    return model
+def compiled(row):
+    """Return a model with other weights."""
+    return networks.compiled(optimizer_of(row), networks.weights(seed=99))
 
 
 def copies(variable):
@@ -70,20 +73,42 @@ def fit(row, model):
     return weights
 
 
+def epochs(model, count, backup):
+    x, y = networks.data()
+    model.fit(
+        x,
+        y,
+        batch_size=networks.BATCH,
+        epochs=count,
+        shuffle=False,
+        verbose=0,
+        callbacks=[backup],
+    )
+
+
 def train(row, pretrained):
+    scope = contextlib.nullcontext
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        with strategy.scope():
-            model = built(row)
+        scope = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope
     else:
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
         )
-        model = built(row)
+    with scope():
+        model = compiled(row)
+        model.optimizer.build(model.trainable_variables)
     model.load_weights(pretrained)
-    stage = fit(row, model)
+    stage = []
+    if row == "resumed":
+        path = Path(pretrained).with_name("run.weights.h5")
+        epochs(model, EPOCHS - 1, AtomicBackup(path, keep=True))
+        with scope():
+            model = compiled(row)
+        epochs(model, EPOCHS, AtomicBackup(path))
+    else:
+        stage = fit(row, model)
     found = {f"stage.{index}": value for index, value in enumerate(stage)}
     anchors = [a for a in model.optimizer.anchors if a is not None]
     for name, variables in (

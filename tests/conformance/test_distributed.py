@@ -11,7 +11,7 @@ import pytest
 import reference
 from cases import BACKEND
 
-from conformance.distributed_worker import ROWS, STEPS, optimizer_of
+from conformance.distributed_worker import EPOCHS, ROWS, STEPS, optimizer_of
 from conformance.test_stages import reanchored
 
 PRETRAINED = networks.weights()
@@ -55,8 +55,9 @@ def expected(row):
     mode = "scratch" if row == "scratch" else "finetune"
     rule = reference.OlorSgd if row == "sgd" else reference.OlorAdam
     accumulate = 2 if row == "accumulation" else 1
+    steps = EPOCHS * networks.BATCHES if row == "resumed" else STEPS
     return networks.expected(
-        STEPS, PRETRAINED, mode, rule, accumulate=accumulate
+        steps, PRETRAINED, mode, rule, accumulate=accumulate
     )[-1]
 
 
