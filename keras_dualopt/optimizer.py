@@ -1,15 +1,16 @@
 """DualOpt: any Keras optimizer's step, and a pull in the same step."""
 
+import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import keras
 
-from keras_dualopt import wrapping
+from keras_dualopt import bases, wrapping
 from keras_dualopt.anchored import AnchoredOptimizer
 from keras_dualopt.arguments import Arguments
-from keras_dualopt.depth import LayerDepth, layer_depth
+from keras_dualopt.depth import LayerDepth, check_head, layer_depth
 from keras_dualopt.plan import Decisions
 from keras_dualopt.reference_rate import check_reference, peak_learning_rate
 from keras_dualopt.summary import summary_table
@@ -143,6 +144,7 @@ class DualOpt(AnchoredOptimizer):
         )
         _check_learning_rate(learning_rate)
         base_optimizer = wrapping.make_base(base, mode)
+        _check_owner(kwargs, type(base_optimizer))
         if learning_rate is None:
             learning_rate = wrapping.own_learning_rate(base_optimizer, mode)
         if isinstance(learning_rate, int) and not isinstance(
@@ -219,10 +221,13 @@ class DualOpt(AnchoredOptimizer):
         Args:
             model: The model. No reference keeps it alive.
             head: What was not pretrained, as in `layer_depth`: layers,
-                variables or patterns; `()`: nothing. Fine-tune mode only.
+                variables, names or patterns; `()`: nothing. Fine-tune mode
+                only.
 
         Raises:
-            ValueError: After `build`, or for arguments that contradict.
+            ValueError: After `build`, for arguments that contradict, or if
+                `head` names nothing in the model (unless that is not built
+                yet: then at `build`).
         """
         if self.built:
             if model is self._model_reference() and head is None:
@@ -244,6 +249,8 @@ class DualOpt(AnchoredOptimizer):
                 "both. Give the head to `layer_depth(model, head=...)` and "
                 "pass the result as `depth`."
             )
+        if head is not None and model.built and model.weights:
+            check_head(model, head)
         self._model_reference = weakref.ref(model)
         self._head = head
         return self
@@ -362,6 +369,45 @@ def _reference(mode: str, given: Any, learning_rate: Any) -> float | None:
     if given is None:
         return peak_learning_rate(learning_rate)
     return check_reference(given, "`reference_learning_rate`")
+
+
+def _check_owner(
+    given: Mapping[str, Any], base: type[keras.optimizers.Optimizer]
+) -> None:
+    """Refuse arguments of the base, and show where they belong."""
+    # The backend's own constructor passes everything on.
+    common = {
+        name
+        for kind in keras.optimizers.Optimizer.__mro__
+        for name in inspect.signature(kind.__init__).parameters
+    }
+    for name, value in given.items():
+        if name in common:
+            continue
+        for kind in (base, *_BASES):
+            if name in inspect.signature(kind).parameters:
+                raise ValueError(
+                    "Expected: arguments of DualOpt. Received: "
+                    f"{name}={value!r}, which belongs to the base: "
+                    f"`base={_place_of(kind)}.{kind.__name__}"
+                    f"({name}={value!r})`."
+                )
+
+
+# Whose arguments are looked for, beside those of the base in use.
+_BASES = (
+    bases.Adam,
+    bases.SGD,
+    keras.optimizers.Adam,
+    keras.optimizers.SGD,
+)
+
+
+def _place_of(kind: type) -> str:
+    for package in ("keras_dualopt.bases", "keras.optimizers"):
+        if kind.__module__.startswith(package.partition(".")[0] + "."):
+            return package
+    return kind.__module__
 
 
 def _check_learning_rate(value: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_dualopt.arguments import Arguments
+from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import (
     DepthRow,
     LayerDepth,
@@ -246,5 +247,5 @@ def _check_something_is_pretrained(
             "None of the trainable weights was pretrained (all of them belong "
             "to the new head, or are named as such): weight rollback does "
             "nothing until pretrained layers are made trainable.",
-            stacklevel=2,
+            stacklevel=stacklevel(),
         )

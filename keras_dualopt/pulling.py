@@ -10,7 +10,7 @@ from keras_dualopt import backend, wrapping
 from keras_dualopt.anchors import Anchors
 from keras_dualopt.arguments import Arguments
 from keras_dualopt.bases import PaperRule
-from keras_dualopt.depth import find_model, training_model
+from keras_dualopt.depth import find_model, no_weights, training_model
 from keras_dualopt.plan import Decisions, Plan, make_plan
 from keras_dualopt.pull import Pull
 
@@ -141,9 +141,11 @@ class PullingOptimizer(keras.optimizers.Optimizer):
                 return find_model(variables)
             except ValueError:
                 # A dict of depths needs no model; to know it is better.
-                if isinstance(self._arguments.depth, dict):
+                if variables and isinstance(self._arguments.depth, dict):
                     return None
                 raise
+        if not variables and not model.weights:
+            raise no_weights()
         own = {id(variable) for variable in model.variables}
         for variable in variables:
             if id(variable) not in own:

@@ -31,6 +31,7 @@ from typing import Any
 import keras
 
 from keras_dualopt import bases
+from keras_dualopt.caller import stacklevel
 from keras_dualopt.reference_rate import shortest
 
 _PAPER_RULES = {"adam": bases.Adam, "sgd": bases.SGD}
@@ -252,7 +253,7 @@ def warn_if_narrow(
                 "to nothing, the step counter sticks at 256 in bfloat16. Use "
                 "base='adam' or 'sgd', which compute in float32, or a mixed "
                 "precision policy, which keeps the weights in float32.",
-                stacklevel=2,
+                stacklevel=stacklevel(),
             )
             return
 
@@ -282,7 +283,7 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
             f"{type(base).__name__}.exclude_from_weight_decay(var_list=...) "
             "names variables, which cannot be written to a config. Use "
             "`var_names=[...]` if the optimizer is to be saved.",
-            stacklevel=2,
+            stacklevel=stacklevel(),
         )
     return config
 

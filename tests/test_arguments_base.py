@@ -24,6 +24,27 @@ def with_base(make, **arguments):
 
 BASE = [
     row(
+        "momentum beside a base by name",
+        made(base="sgd", momentum=0.8),
+        "arguments of DualOpt",
+        "momentum=0.8",
+        "`base=keras_dualopt.bases.SGD(momentum=0.8)`",
+    ),
+    row(
+        "beta_1 without a base",
+        made(beta_1=0.5),
+        "arguments of DualOpt",
+        "beta_1=0.5",
+        "`base=keras_dualopt.bases.Adam(beta_1=0.5)`",
+    ),
+    row(
+        "beta_1 of a Keras base",
+        with_base(_optimizers.Lion, beta_1=0.5),
+        "arguments of DualOpt",
+        "beta_1=0.5",
+        "`base=keras.optimizers.Lion(beta_1=0.5)`",
+    ),
+    row(
         "unknown base",
         made(base="adamw"),
         "`base` to be 'adam', 'sgd' or a `keras.optimizers.Optimizer`",

@@ -360,3 +360,57 @@ def test_depth_pattern_may_win_a_frozen_weight():
     depth = {"small/first/.*": 0.0, "small/last/.*": 1.0}
     optimizer = DualOpt(depth=depth).bind(model)
     optimizer.build(model.trainable_variables)
+
+
+class Unbuilt(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def build_unbuilt():
+    other, model = small_model(), Unbuilt()
+    assert other.built
+    DualOpt().build(model.trainable_variables)
+
+
+def build_bound_unbuilt():
+    model = Unbuilt()
+    DualOpt().bind(model).build(model.trainable_variables)
+
+
+@pytest.mark.parametrize("action", [build_unbuilt, build_bound_unbuilt])
+def test_a_model_without_weights_is_refused(action):
+    assert_refuses(
+        action,
+        ValueError,
+        (
+            "the trainable variables of a built model",
+            "none; the model has no weights yet",
+            "call it once on a batch (`model(x[:1])`)",
+        ),
+    )
+
+
+@pytest.mark.parametrize("mode", ["finetune", "scratch"])
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable")
+def test_a_frozen_model_is_fitted_saved_and_loaded(mode, tmp_path):
+    model = small_model()
+    model.trainable = False
+    model.compile(DualOpt(mode=mode), "mse")
+    before = model.get_weights()
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for one, other in zip(before, loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bind_checks_the_head_of_a_built_model():
+    model = small_model()
+    assert DualOpt().bind(model, head=["last"])
+    with pytest.raises(ValueError, match="names none of its 4 weights"):
+        DualOpt().bind(model, head=["lost"])

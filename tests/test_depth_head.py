@@ -211,3 +211,53 @@ def test_a_head_that_names_nothing_is_an_error(selector):
 def test_the_error_says_which_paths_there_are():
     with pytest.raises(ValueError, match="'d/bias'"):
         layer_depth(networks.functional_norm(), head="nothing")
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = keras.Sequential(
+            [layers.Dense(8, name="b1")], name="inner"
+        )
+        self.first = layers.Dense(8, name="b1")
+        self.top = layers.Dense(2, name="predictions")
+
+    def call(self, x):
+        return self.top(self.inner(self.first(x)))
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 8), "float32"))
+    return model
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            layers.Input((8,)),
+            layers.Dense(8, name="b1"),
+            body(name="inner"),
+            layers.Dense(2, name="predictions"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("make", [sequential, subclassed])
+def test_a_layers_own_name_is_enough(make):
+    depth = layer_depth(make(), head=["predictions"])
+    new = {row.path.split("/")[-2] for row in depth.rows if not row.pretrained}
+    assert new == {"predictions"}
+    assert sum(not row.pretrained for row in depth.rows) == 2
+
+
+def test_of_layers_with_one_name_the_outermost_is_meant():
+    model = subclassed()
+    outer = next(one for one in model.layers if one.name == "b1")
+    places = layer_depth(model, head="b1").place(model, model.weights)
+    new = {
+        id(weight)
+        for weight, place in zip(model.weights, places, strict=True)
+        if not place.pretrained
+    }
+    assert new == {id(weight) for weight in outer.weights}

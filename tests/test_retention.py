@@ -163,3 +163,17 @@ def test_a_rule_over_a_metric_that_is_not_there_is_refused():
 def test_arguments_are_checked(arguments, error_type, match):
     with pytest.raises(error_type, match=match):
         Retention(**{"data": tasks(20), **arguments})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, y: Retention(x, y),
+        lambda x, y: Retention(x),
+        lambda x, y: Retention({"old": keras.ops.array(x)}),
+    ],
+    ids=["two arrays", "no labels", "no labels by name"],
+)
+def test_arrays_that_are_no_tuple_are_refused(make):
+    with pytest.raises(TypeError, match=r"Retention\(\(x_old, y_old\)\)"):
+        make(*tasks(11))

@@ -55,7 +55,7 @@ class Retention(keras.callbacks.Callback):
 
     Raises:
         ValueError: If `patience` or `keep_best` has no `rule`.
-        TypeError: If the rule is of another kind.
+        TypeError: If the rule, the data or the model is of another kind.
 
     Example:
     >>> import numpy as np
@@ -74,6 +74,7 @@ class Retention(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._data = named_data(data)
+        _check_task(self._data, model)
         if rule is not None:
             check_rule(rule)
         elif patience is not None or keep_best:
@@ -205,3 +206,20 @@ class Retention(keras.callbacks.Callback):
             "Expected: a metric that both tasks have, or `new` and `kept` by "
             f"name. Received: {keys}."
         )
+
+
+def _check_task(data: dict[str, Any], model: Any) -> None:
+    """Refuse arrays that are not in one tuple with their labels."""
+    if model is not None and not isinstance(model, keras.Model):
+        raise TypeError(
+            "Expected: `model` to be a Keras model. Received: "
+            f"{type(model).__name__}. Arrays belong in one tuple: "
+            "`Retention((x_old, y_old))`."
+        )
+    for one in data.values():
+        if hasattr(one, "shape"):
+            raise TypeError(
+                "Expected: the inputs with their labels. Received: one "
+                f"{type(one).__name__} of shape {tuple(one.shape)}. Pass a "
+                "tuple: `Retention((x_old, y_old))`."
+            )

@@ -1,6 +1,7 @@
 """How deep each weight of a Keras model lies, and which of them are new."""
 
-from keras_dualopt.depth.find import find_model, training_model
+from keras_dualopt.depth.find import find_model, no_weights, training_model
+from keras_dualopt.depth.head import check_head
 from keras_dualopt.depth.patterns import depth_from_patterns
 from keras_dualopt.depth.resolve import layer_depth
 from keras_dualopt.depth.table import DepthRow, LayerDepth, Place
@@ -9,8 +10,10 @@ __all__ = [
     "DepthRow",
     "LayerDepth",
     "Place",
+    "check_head",
     "depth_from_patterns",
     "find_model",
     "layer_depth",
+    "no_weights",
     "training_model",
 ]

@@ -35,13 +35,17 @@ def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
     try:
         while frame is not None:
             found = _in_frame(frame.f_locals, wanted)
+            if not wanted and found != [frame.f_locals.get("self")]:
+                _check_all_built(frame.f_locals)
             if found:
                 return _the_one(found, variables)
             frame = frame.f_back
     finally:
         # A frame that is kept keeps everything in it alive.
         del frame
-    first = variables[0].path if variables else "an empty list"
+    if not variables:
+        raise no_weights()
+    first = variables[0].path
     raise ValueError(
         "Expected: a Keras model that owns the variables, in a function that "
         "is running (`fit`, or a loop that has the model in a local "
@@ -49,6 +53,22 @@ def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
         f"is {first!r}, and no such model. Call `optimizer.bind(model)` "
         "first, or give the optimizer `depth=`."
     )
+
+
+def no_weights() -> ValueError:
+    """Return the error for an empty list that no frozen model explains."""
+    return ValueError(
+        "Expected: the trainable variables of a built model. Received: none; "
+        "the model has no weights yet: call it once on a batch "
+        "(`model(x[:1])`) first. If all of its weights are frozen, name it: "
+        "`optimizer.bind(model)`."
+    )
+
+
+def _check_all_built(names: Mapping[str, Any]) -> None:
+    """Refuse an empty list where it may be an unbuilt model's."""
+    if not all(model.built for model in _models(names)):
+        raise no_weights()
 
 
 def training_model() -> keras.Model | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import keras_hooks as hooks
 from keras_dualopt.depth.chain import chain_of
 from keras_dualopt.depth.order import Order
@@ -220,7 +221,7 @@ class _Flow:
             "traced: its layers are taken in the order in which they were "
             "made. Where that is not the order in which they run, give the "
             "optimizer `depth=`.",
-            stacklevel=2,
+            stacklevel=stacklevel(),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import keras_hooks as hooks
 from keras_dualopt.depth.order import Order
 from keras_dualopt.depth.structure import Owner, Structure, Weight
@@ -60,8 +61,9 @@ def select_head(structure: Structure, head: Selector) -> Head:
             raise ValueError(
                 "Expected: `head` to name layers, variables or patterns "
                 "(regular expressions that match the whole path of a weight "
-                f"or a layer) of {structure.model.name!r}. Received: "
-                f"{_shown(selector)}, which names none of its "
+                "or a layer, or a layer's name) of "
+                f"{structure.model.name!r}. Received: {_shown(selector)}, "
+                "which names none of its "
                 f"{len(structure.weights)} weights. Paths look like "
                 f"{_examples(structure)}; print(layer_depth(model, head=())) "
                 "shows all of them."
@@ -74,6 +76,15 @@ def select_head(structure: Structure, head: Selector) -> Head:
     return chosen
 
 
+def check_head(model: keras.Model, head: Selector) -> None:
+    """Refuse a head that names nothing in a built model.
+
+    Raises:
+        ValueError: If one of the selectors names nothing in this model.
+    """
+    select_head(Structure(model), head)
+
+
 def _matches(structure: Structure, selector: Selector) -> Iterable[Weight]:
     if isinstance(selector, str):
         pattern = _compiled(selector)
@@ -82,7 +93,7 @@ def _matches(structure: Structure, selector: Selector) -> Iterable[Weight]:
             for weight in structure.weights
             if pattern.fullmatch(weight.variable.path)
             or any(pattern.fullmatch(o.path) for o in weight.owner.chain())
-        ]
+        ] or _named(structure, selector)
     if isinstance(selector, keras.Variable):
         weight = structure.by_variable.get(id(selector))
         return [] if weight is None else [weight]
@@ -93,6 +104,20 @@ def _matches(structure: Structure, selector: Selector) -> Iterable[Weight]:
         "Expected: `head` to be None (find it), () (there is none), or layers, "
         f"variables and patterns. Received: {_shown(selector)}."
     )
+
+
+def _named(structure: Structure, name: str) -> list[Weight]:
+    """Return the weights of the outermost layer that has a name.
+
+    A path starts with the model's name in some kinds of models only.
+    """
+    found: dict[int, list[Weight]] = {}
+    for weight in structure.weights:
+        chain = [*weight.owner.chain()]
+        for place, owner in enumerate(chain):
+            if owner.layer.name == name:
+                found.setdefault(len(chain) - place, []).append(weight)
+    return found[min(found)] if found else []
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -153,7 +178,7 @@ def _warn_of_fresh_layers(structure: Structure, backbone: Any) -> None:
             f"taken for pretrained: {', '.join(around)}. If only the encoder "
             "was pretrained, name them in `head=` (of `layer_depth` or "
             "`bind`).",
-            stacklevel=2,
+            stacklevel=stacklevel(),
         )
 
 
