@@ -10,7 +10,7 @@ import pytest
 import reference
 from cases import BACKEND
 
-from keras_dualopt import DualOpt
+from keras_dualopt import DualOpt, interpolate
 from keras_dualopt.callbacks import Drift, DriftRecord
 
 # Float32 training against a float64 reference; the pull is a difference of
@@ -346,3 +346,53 @@ def test_a_quantity_that_is_not_measured_is_refused():
     record = DriftRecord("finetune", ["a"], [0.0])
     with pytest.raises(ValueError, match="'speed'"):
         record.matrix("speed")
+
+
+def test_a_stage_of_the_head_alone_logs_nothing():
+    model = networks.compiled(
+        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
+    )
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    model.compile(DualOpt(networks.RATE, **networks.FINETUNE), "mse")
+    with pytest.warns(UserWarning, match="None of the trainable") as caught:
+        history = model.fit(
+            *networks.data(), callbacks=[Drift(every=1)], verbose=0
+        )
+    assert set(history.history) == {"loss"}
+    # The warning points at the `fit` above.
+    places = [
+        one.filename for one in caught if "None of the" in str(one.message)
+    ]
+    assert places == [__file__]
+
+
+needs_multi_optimizer = pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"),
+    reason="Keras has had MultiOptimizer since 3.14",
+)
+
+
+@needs_multi_optimizer
+def test_the_dualopt_beside_others_is_watched():
+    model = networks.compiled(
+        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
+    )
+    optimizers = keras.optimizers.OptimizerMap(model.optimizer)
+    optimizers[f".*{model.layers[-1].name}/.*"] = keras.optimizers.SGD(0.01)
+    model.compile(keras.optimizers.MultiOptimizer(optimizers), "mse")
+    drift = Drift(every=1)
+    logs = model.fit(*networks.data(), callbacks=[drift], verbose=0).history
+    assert logs["drift"][0] > 0.0
+    assert len(drift.record.matrix("drift")) == networks.LAYERS - 1
+
+
+@needs_multi_optimizer
+def test_anchors_beside_other_optimizers_are_not_walked_to():
+    model = networks.compiled(
+        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
+    )
+    optimizers = keras.optimizers.OptimizerMap(model.optimizer)
+    model.compile(keras.optimizers.MultiOptimizer(optimizers), "mse")
+    with pytest.raises(ValueError, match="Received: one compiled with a Multi"):
+        interpolate(model, 0.5)

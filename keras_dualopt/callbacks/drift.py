@@ -35,7 +35,8 @@ class Drift(keras.callbacks.Callback):
     together, `drift_shallow` over those of relative depth below 0.5,
     `drift_deep` over the others. History, `CSVLogger`, TensorBoard and others
     show them without more ado: those that are listed after `Drift`. A callback
-    that sets the learning rate in every step belongs before it.
+    that sets the learning rate in every step belongs before it. A stage that
+    trains no such layer (only a new head) has none of the five.
 
     What a sample is: the one update that follows the moment at which it is
     taken; with gradient accumulation, that is the micro-step that moves the
@@ -63,6 +64,8 @@ class Drift(keras.callbacks.Callback):
             if that trains the same layers.
 
     Memory: one copy of these layers, during a sampled step only.
+
+    Inside of a `MultiOptimizer` it watches the weights of its only DualOpt.
 
     Raises:
         ValueError: If `every` < 1, or the model is not compiled with DualOpt.
@@ -96,7 +99,7 @@ class Drift(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find the optimizer, before any time is spent."""
-        optimizer_of(self.model)
+        optimizer_of(self.model, beside_others=True)
         self._measure = None
         self._open = None
         self._next = self._passed = self._position = 0
@@ -114,7 +117,8 @@ class Drift(keras.callbacks.Callback):
         due = step >= self._next or self._is_last(batch)
         if self._open is None and not due:
             return
-        optimizer = optimizer_of(self.model)  # JAX brings the state back here.
+        # JAX brings the state back here.
+        optimizer = optimizer_of(self.model, beside_others=True)
         if self._open is not None:
             self._close()
         if due:
@@ -145,7 +149,7 @@ class Drift(keras.callbacks.Callback):
             return
         if self.record.last_step != measure.iterations():
             self._add(measure(None), watched=False)
-        if logs is not None:
+        if logs is not None and measure.names:
             logs.update(self._latest)
         if self.file is not None:
             self.record.save(self.file)
@@ -166,7 +170,7 @@ class Drift(keras.callbacks.Callback):
 
     def _measured(self) -> Measure | None:
         """Return the measure once the optimizer is built."""
-        optimizer = optimizer_of(self.model)
+        optimizer = optimizer_of(self.model, beside_others=True)
         if self._measure is None and optimizer.built:
             self._measure = Measure(optimizer)
             mode, places = self._measure.mode, self._measure.places
