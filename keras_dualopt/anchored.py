@@ -58,9 +58,10 @@ class AnchoredOptimizer(PullingOptimizer):
             source: `None`: the current weights (a new stage). A model of the
                 same architecture or its pretrained part, or a weights file.
                 Another `DualOpt`, whose anchors are taken over (freeze → fit →
-                unfreeze → compile again); variables it has no anchor for take
-                their current weights. Before `build` the source is kept, and
-                read when the optimizer is built.
+                unfreeze → compile again), also those of weights that are
+                frozen now; variables it has no anchor for take their current
+                weights. Before `build` the source is kept, and read when the
+                optimizer is built.
 
         Raises:
             ValueError: In scratch mode; if the source lacks a weight, has one
@@ -80,21 +81,24 @@ class AnchoredOptimizer(PullingOptimizer):
             # Without a state, the current weights at the first step are what
             # is taken anyway.
             self._pending_source = _Source(source)
+        else:
+            self._pending_source = None
         return self
 
     def _move_anchors(self, source: Any) -> None:
         assert self._parts is not None
         self._settle()
         plan, anchors = self._parts.plan, self._parts.anchors
-        values = sources.values_from(
-            source,
+        wanted = (
             self._model_reference(),
             self._trainable_variables,
             [place.key for place in plan.places],
             plan.anchored,
         )
+        values = sources.values_from(source, *wanted)
+        carried = sources.carried_from(source, *wanted)
         self._revive()
-        anchors.move_to(values)
+        anchors.move_to(values, carried)
         self._attach_anchors()
 
     def _revive(self) -> None:
@@ -118,7 +122,13 @@ class AnchoredOptimizer(PullingOptimizer):
                 "anchors were dropped."
             )
         keys = [place.key for place in built.plan.places]
-        return sources.Anchored(self._trainable_variables, keys, self.anchors)
+        return sources.Anchored(
+            self._trainable_variables,
+            keys,
+            self.anchors,
+            self._model_reference(),
+            built.anchors.carried,
+        )
 
     def drop_anchors(self) -> None:
         """Forget θ₀, to ship a file without a second copy of the weights.
@@ -166,8 +176,10 @@ class AnchoredOptimizer(PullingOptimizer):
                 state_file.rewrite(self._pending_state, store)
             return
         self._settle()
-        flag = self._parts.anchors.state
-        state_file.write(self._table(), store, flag, self._labels())
+        anchors = self._parts.anchors
+        state_file.write(
+            self._table(), store, anchors.state, self._labels(), anchors.carried
+        )
 
     def load_own_variables(self, store: Any) -> None:
         """Read the state; before `build`, keep it until then.
@@ -208,6 +220,7 @@ class AnchoredOptimizer(PullingOptimizer):
             anchors.drop()
         else:
             anchors.set_state(flag)
+            anchors.carried = state_file.carried_of(found)
         self._pending_state = None
         self._restore_reference(found)
         self._attach_anchors()

@@ -41,6 +41,9 @@ class Anchors:
         self.dropped = False
         self.slots: list[keras.Variable | None] = []
         self.taken: list[keras.Variable] = []  # `slots` without `None`
+        # θ₀ of weights without a slot here, by their place in the model, on
+        # the host: for the optimizer that trains them again.
+        self.carried: dict[str, Any] = {}
         self._anchored = [
             variable
             for variable, needed in zip(variables, wanted, strict=True)
@@ -91,13 +94,14 @@ class Anchors:
             ):
                 backend.copy_value(anchor, variable)
 
-    def move_to(self, values: Sequence[Any]) -> None:
+    def move_to(self, values: Sequence[Any], carried: dict[str, Any]) -> None:
         """Anchor at other values, aligned with the variables."""
         for slot, value in zip(self.slots, values, strict=True):
             if slot is not None:
                 backend.copy_value(
                     slot, keras.ops.convert_to_tensor(value, slot.dtype)
                 )
+        self.carried = carried
         self.set_state(TAKEN)
 
     def drop(self) -> None:
@@ -107,6 +111,7 @@ class Anchors:
                 self._remove(slot)
         self.slots = [None] * len(self.slots)
         self.taken = []
+        self.carried = {}
         self.dropped = True
         self.set_state(DROPPED)
 

@@ -6,7 +6,7 @@ has read and checked all of them before anything is written.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -32,11 +32,15 @@ class Anchored:
         variables: The variables it was built on.
         keys: Their places in the model (`Place.key`).
         anchors: θ₀ for each, or `None`.
+        model: The model that owns the variables, if it is known.
+        carried: θ₀ of weights that it does not pull, by their places.
     """
 
     variables: Sequence[keras.Variable]
     keys: Sequence[str]
     anchors: Sequence[keras.Variable | None]
+    model: keras.Model | None
+    carried: Mapping[str, Any]
 
 
 def values_from(
@@ -63,13 +67,59 @@ def values_from(
     if source is None:
         values = _values(variables, wanted)
     elif isinstance(source, Anchored):
-        values = _values_of_optimizer(source, variables, keys, wanted)
+        values = _values_of_optimizer(source, model, variables, keys, wanted)
     elif isinstance(source, keras.Model):
         values = _values_of_model(source, model, variables, wanted)
     else:
         values = _values_of_file(source, model, variables, wanted)
     _check_finite(values, variables)
     return values
+
+
+def carried_from(
+    source: Any,
+    model: keras.Model | None,
+    variables: Sequence[keras.Variable],
+    keys: Sequence[str],
+    wanted: Sequence[bool],
+) -> dict[str, Any]:
+    """Return θ₀ of what another optimizer anchors and this one does not.
+
+    By place in the model; nothing from any other source, with which a new
+    stage begins. The arguments are those of `values_from`.
+    """
+    if not isinstance(source, Anchored) or not _same_places(
+        source, model, variables, keys
+    ):
+        return {}
+    own = {key for key, needed in zip(keys, wanted, strict=True) if needed}
+    kept = {k: array for k, array in source.carried.items() if k not in own}
+    for key, anchor in zip(source.keys, source.anchors, strict=True):
+        if anchor is not None and key not in own:
+            kept[key] = numpy_value(anchor)
+    return kept
+
+
+def _same_places(
+    source: Anchored,
+    model: keras.Model | None,
+    variables: Sequence[keras.Variable],
+    keys: Sequence[str],
+) -> bool:
+    """Return whether a place is the same weight on both sides.
+
+    It is not in a model that has the other one as a part.
+    """
+    if source.model is None or model is None:
+        return False  # Bare variables are numbered as they come.
+    theirs = {
+        id(variable): key
+        for variable, key in zip(source.variables, source.keys, strict=True)
+    }
+    return all(
+        theirs.get(id(variable), key) == key
+        for variable, key in zip(variables, keys, strict=True)
+    )
 
 
 def check_source(source: Any) -> None:
@@ -89,6 +139,7 @@ def check_source(source: Any) -> None:
 
 def _values_of_optimizer(
     source: Anchored,
+    model: keras.Model | None,
     variables: Sequence[keras.Variable],
     keys: Sequence[str],
     wanted: Sequence[bool],
@@ -102,7 +153,12 @@ def _values_of_optimizer(
     by_key = dict(zip(source.keys, source.anchors, strict=True))
     # The same variables, or (a clone, a reloaded model) the same places.
     shared = any(id(variable) in same for variable in variables)
-    if not shared and not any(key in by_key for key in keys):
+    carried = (
+        source.carried if _same_places(source, model, variables, keys) else {}
+    )
+    # Of one model they may have trained different parts.
+    known = shared or (model is not None and source.model is model)
+    if not known and not any(key in by_key or key in carried for key in keys):
         raise ValueError(
             "Expected: the optimizer of this model or of a copy of it. "
             "Received: one that shares no weight with it."
@@ -110,6 +166,8 @@ def _values_of_optimizer(
     values: list[Any] = []
     for variable, key, needed in zip(variables, keys, wanted, strict=True):
         anchor = same.get(id(variable)) if shared else by_key.get(key)
+        if anchor is None:
+            anchor = carried.get(key)
         if not needed:
             values.append(None)
         elif anchor is None:
@@ -120,6 +178,8 @@ def _values_of_optimizer(
                 f"{variable.path!r}. Received: {tuple(anchor.shape)}. The "
                 "other optimizer belongs to another model."
             )
+        elif isinstance(anchor, np.ndarray):
+            values.append(anchor)
         else:
             values.append(numpy_value(anchor))
     return values

@@ -22,7 +22,7 @@ from keras_dualopt.anchors import TAKEN
 
 _MANIFEST = "dualopt"
 _FLAG = "anchors_taken"
-_FORMAT = 1
+_FORMAT = 2
 _CHECKSUM_BYTES = 4
 _DAMAGED = "The file is damaged; use an earlier checkpoint."
 
@@ -53,20 +53,30 @@ class Table:
 
 
 def write(
-    table: Table, store: Any, flag: int, settings: Mapping[str, Any]
+    table: Table,
+    store: Any,
+    flag: int,
+    settings: Mapping[str, Any],
+    carried: Mapping[str, Any],
 ) -> None:
-    """Write the state into a mapping of arrays (Keras' store or a dict)."""
+    """Write the state into a mapping of arrays (Keras' store or a dict).
+
+    `carried` is θ₀ of weights that are not in the table, by their keys.
+    """
     slots = dict(table.slots)
     if flag != TAKEN:
         slots.pop("anchors", None)
-    entries = dict(table.scalars)
+        carried = {}
+    entries: dict[str, Any] = dict(table.scalars)
     for name, column in slots.items():
         for index, slot in enumerate(column):
             if slot is not None:
                 entries[f"{name}.{index}"] = slot
+    for index, value in enumerate(carried.values()):
+        entries[f"carried.{index}"] = value
     checksums = {}
-    for key, variable in entries.items():
-        array = _array(variable)
+    for key, entry in entries.items():
+        array = _array(entry)
         checksums[key] = _checksum(array)
         store[key] = array
     manifest = {
@@ -80,6 +90,8 @@ def write(
         },
         "checksums": checksums,
     }
+    if carried:
+        manifest["carried"] = list(carried)
     _write_manifest(manifest, store)
 
 
@@ -96,9 +108,11 @@ def _write_manifest(manifest: Mapping[str, Any], store: Any) -> None:
     store[_MANIFEST] = np.frombuffer(text, dtype="uint8")
 
 
-def _array(variable: keras.Variable) -> Any:
+def _array(entry: Any) -> Any:
+    if isinstance(entry, np.ndarray):
+        return entry
     # A copy: on torch and TensorFlow the array may share the live buffer.
-    return np.array(keras.ops.convert_to_numpy(variable.value))
+    return np.array(keras.ops.convert_to_numpy(entry.value))
 
 
 def read(store: Any) -> dict[str, Any] | None:
@@ -162,6 +176,15 @@ def _checksum(array: Any) -> int:
 def flag_of(state: Mapping[str, Any]) -> int:
     """Return what the anchors of a state hold."""
     return int(state["arrays"][_FLAG])
+
+
+def carried_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return θ₀ of weights that were not trained, by their keys."""
+    keys = state["manifest"].get("carried", ())
+    return {
+        key: state["arrays"][f"carried.{index}"]
+        for index, key in enumerate(keys)
+    }
 
 
 def warn_foreign(count: int, trained: bool) -> None:

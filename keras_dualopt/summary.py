@@ -1,7 +1,8 @@
 """The table that shows, before training starts, what will be pulled."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
@@ -27,8 +28,12 @@ def summary_table(
     base: str,
     variables: Sequence[keras.Variable],
     anchors: Sequence[keras.Variable | None],
+    carried: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return one row per trained layer, shallowest first, and the totals."""
+    """Return one row per trained layer, shallowest first, and the totals.
+
+    `carried` is θ₀ of weights that are not trained now.
+    """
     lines = [_HEADER]
     for layer in layers_of(plan):
         indices = layer.indices
@@ -66,7 +71,14 @@ def summary_table(
         f"power {arguments.power:g}"
         + ("" if reference is None else f", reference rate {reference:g}")
     )
-    return "\n".join([title, *_aligned(lines)])
+    rows = [title, *_aligned(lines)]
+    if carried:
+        held = sum(array.nbytes for array in carried.values())
+        rows.append(
+            f"and {held:,} bytes on the host: θ₀ of {len(carried)} weights "
+            "that are not trained now"
+        )
+    return "\n".join(rows)
 
 
 def _bytes(anchor: keras.Variable | None) -> int:

@@ -1,5 +1,8 @@
 """State that does not fit is refused, and nothing has been written then."""
 
+import json
+import zlib
+
 import keras
 import networks
 import numpy as np
@@ -222,6 +225,19 @@ def test_the_same_weights_in_another_order_are_matched_by_their_place(state):
         np.testing.assert_array_equal(
             again[f"momentums.{5 - index}"], state[f"momentums.{index}"]
         )
+
+
+def test_state_in_an_earlier_format_is_refused(state):
+    """Its checksums were of the bytes alone."""
+    manifest = json.loads(bytes(state["dualopt"])[:-4])
+    text = json.dumps({**manifest, "format": 1}).encode()
+    text += zlib.crc32(text).to_bytes(4, "big")
+    old = {**state, "dualopt": np.frombuffer(text, dtype="uint8")}
+    optimizer = step(chain(5, 4, 2), make())
+    before = networks.arrays(optimizer.variables)
+    with pytest.raises(ValueError, match=r"in format 2\. Received: format 1\."):
+        optimizer.load_own_variables(old)
+    networks.assert_same(networks.arrays(optimizer.variables), before)
 
 
 def test_another_optimizers_state_is_named_and_not_read():

@@ -7,7 +7,8 @@ import pytest
 import reference
 from cases import BACKEND
 
-from keras_dualopt import DualOpt
+from keras_dualopt import DualOpt, save_without_anchors
+from keras_dualopt.summary import summary_table
 
 PRETRAINED = networks.weights()
 OTHER = networks.weights(seed=99)
@@ -316,3 +317,192 @@ def test_changed_list_of_variables_is_an_error_with_the_way_out(change):
     ):
         networks.fit(model, 1)
     networks.assert_same(networks.arrays(model.weights), PRETRAINED)
+
+
+def stage(model, frozen, start, optimizer=None):
+    """Freeze, compile with a new optimizer that takes over, and train."""
+    if optimizer is None:
+        optimizer = make().anchor_at(model.optimizer)
+    freeze(model, frozen)
+    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    networks.fit(model, 2, start=start)
+
+
+def drifted(frozen):
+    """Return a model trained whole, and then with layers frozen."""
+    model = networks.compiled(make(), PRETRAINED)
+    networks.fit(model, 2)
+    stage(model, frozen, 2)
+    for value, start in zip(
+        networks.arrays(model.weights), PRETRAINED, strict=True
+    ):
+        assert np.abs(value - start).max() > 1e-3
+    return model
+
+
+# Where the head alone is trained, it is said that nothing is pulled.
+head_alone = pytest.mark.filterwarnings(
+    "ignore:None of the trainable weights was pretrained"
+)
+BASE = [True, True, True, False]
+FROZEN = {
+    "the base": BASE,
+    "one layer": [False, True, False, False],
+}
+
+
+@head_alone
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_anchors_outlive_stages_in_which_their_weights_are_frozen(frozen):
+    """θ₀ changes only through `anchor_at` and `drop_anchors`."""
+    model = drifted(FROZEN[frozen])
+    stage(model, FROZEN[frozen], 4)  # Handed on once more.
+    assert len(model.optimizer.anchors) == 2 * FROZEN[frozen].count(False)
+    tuned = networks.arrays(model.weights)
+    stage(model, [False] * 4, 6)
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+    networks.assert_close(
+        model, unfrozen_reference(tuned, PRETRAINED, 2, start=6)
+    )
+    # What is pulled again is held once.
+    assert model.optimizer._parts.anchors.carried == {}
+
+
+@head_alone
+def test_anchors_outlive_being_frozen_inside_of_a_loss_scale():
+    def scaled(model):
+        return keras.optimizers.LossScaleOptimizer(
+            make().anchor_at(model.optimizer)
+        )
+
+    model = drifted(BASE)
+    stage(model, BASE, 4, scaled(model))
+    stage(model, [False] * 4, 6, scaled(model))
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+
+
+def test_stages_that_share_no_weight_but_the_model_keep_their_anchors():
+    model = networks.network(PRETRAINED)
+    stage(model, [False, False, True, True], 0, make())
+    stage(model, [True, True, False, False], 2)
+    stage(model, [False] * 4, 4)
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+
+
+@head_alone
+@pytest.mark.parametrize("ending", ["keras", "weights.h5"])
+def test_anchors_of_frozen_weights_are_saved(ending, tmp_path):
+    model = drifted(BASE)
+    path = tmp_path / f"x.{ending}"
+    if ending == "keras":
+        model.save(path)
+        loaded = keras.saving.load_model(path)
+    else:
+        model.save_weights(path)
+        loaded = networks.network(OTHER)
+        freeze(loaded, BASE)
+        loaded.compile(make(), "mse", jit_compile=BACKEND == "jax")
+        loaded.load_weights(path)
+        # Kept until there are variables, and written as they were read.
+        again = tmp_path / "again.weights.h5"
+        loaded.save_weights(again)
+        loaded.load_weights(again)
+        loaded.optimizer.build(loaded.trainable_variables)
+    stage(loaded, [False] * 4, 4)
+    networks.assert_anchored_at(loaded.optimizer, PRETRAINED)
+
+
+@head_alone
+def test_anchors_of_frozen_weights_are_not_shipped(tmp_path):
+    model = drifted(BASE)
+    save_without_anchors(model, tmp_path / "x.keras")
+    loaded = keras.saving.load_model(tmp_path / "x.keras")
+    assert loaded.optimizer._parts.anchors.carried == {}
+    assert len(model.optimizer._parts.anchors.carried) == 6
+
+
+def dropped(optimizer, sources):
+    optimizer.drop_anchors()
+    optimizer.anchor_at()
+
+
+FORGETTING = {
+    "a new stage": lambda optimizer, sources: optimizer.anchor_at(),
+    "a model": lambda optimizer, sources: optimizer.anchor_at(sources["model"]),
+    "a file": lambda optimizer, sources: optimizer.anchor_at(
+        sources["weights file"]
+    ),
+    "dropped": dropped,
+}
+
+
+@pytest.mark.parametrize("way", FORGETTING)
+def test_new_anchors_forget_those_of_frozen_weights(way, sources):
+    frozen = [True, True, False, False]
+    model = drifted(frozen)
+    FORGETTING[way](model.optimizer, sources)
+    new = make().anchor_at(model.optimizer)
+    freeze(model, [False] * 4)
+    present = networks.arrays(model.weights)
+    new.bind(model).build(model.trainable_variables)
+    networks.assert_same(networks.anchors(new)[:4], present[:4])
+
+
+def test_the_present_weights_asked_for_before_build_forget_a_source(sources):
+    model = networks.network(PRETRAINED)
+    optimizer = make().anchor_at(sources["optimizer"]).anchor_at()
+    optimizer.bind(model).build(model.trainable_variables)
+    networks.assert_anchored_at(optimizer, PRETRAINED)
+
+
+def test_an_anchor_of_a_frozen_weight_of_another_shape_is_refused():
+    model = drifted([True, False, False, False])
+    widths = (6, 4, 4, 2)
+    layers = [keras.layers.Dense(width) for width in widths]
+    other = keras.Sequential([keras.Input((3,)), *layers])
+    optimizer = make().bind(other)
+    optimizer.build(other.trainable_variables)
+    with pytest.raises(ValueError, match=r"shape \(3, 6\).*\(3, 5\)"):
+        optimizer.anchor_at(model.optimizer)
+
+
+def test_places_in_a_part_are_not_those_of_the_whole():
+    """The part's first layer would be the whole's, of the same shape."""
+
+    def square(name):
+        return keras.layers.Dense(3, name=name)
+
+    part = keras.Sequential([keras.Input((3,)), square("a"), square("b")])
+    old = make(depth={".*": 0.3}).bind(part)
+    old.build(part.trainable_variables)
+    old.anchor_at()
+    whole = keras.Sequential([keras.Input((3,)), square("new"), part])
+    part.layers[0].trainable = False
+    new = make(depth={".*": 0.3}).bind(whole)
+    new.build(whole.trainable_variables)
+    new.anchor_at(old)
+    assert new._parts.anchors.carried == {}
+    networks.assert_same(
+        networks.anchors(new), networks.arrays(whole.trainable_variables)
+    )
+
+
+@head_alone
+def test_summary_states_the_bytes_of_anchors_of_frozen_weights():
+    optimizer = drifted(BASE).optimizer
+    parts = optimizer._parts
+    arguments = (
+        parts.plan,
+        optimizer._arguments,
+        networks.RATE,
+        "Adam",
+        optimizer._trainable_variables,
+        parts.anchors.slots,
+    )
+    text = summary_table(*arguments, parts.anchors.carried)
+    held = 4 * sum(array.size for array in PRETRAINED[:6])
+    assert text.endswith(
+        f"and {held:,} bytes on the host: θ₀ of 6 weights that are not "
+        "trained now"
+    )
+    assert text.startswith(summary_table(*arguments))
