@@ -5,9 +5,9 @@
 
 Prints Markdown tables: the update for several sizes and numbers of variables,
 the start, the memory, and a whole training step of a ViT and a ResNet. A ratio
-is the median over rounds, with its quartiles; every round runs all contenders
-in any order. The largest row needs about 16 GB; `--parameters 1e4 1e6 2e7` leaves
-it out, `--quick` shows in a minute that all of it runs.
+is the median over rounds, with its quartiles; every round runs all contenders,
+in any order. The largest row needs about 16 GB; `--parameters 1e4 1e6 2e7`
+leaves it out, `--quick` shows in a minute that all of it runs.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Scale:
 
 FULL = Scale(
     rounds=20,
-    starts=3,
+    starts=2,
     counts=(10, 200, 1000),
     middle=(2e7, 200),
     vit=(6, 192, 64, 8),

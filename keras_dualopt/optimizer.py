@@ -342,6 +342,7 @@ class DualOpt(AnchoredOptimizer):
                 type(self._holder.base).__name__,
                 self._trainable_variables,
                 built.anchors.slots,
+                built.anchors.carried,
             )
         )
 
