@@ -200,15 +200,18 @@ class _Flow:
         if self._calls[id(layer)] > 1:
             return True
         for weight in layer.weights:
-            alone = False
+            alone = anywhere = False
             for around in self.structure.by_variable[id(weight)].owner.chain():
                 if around.layer is layer:
                     break
                 # The layers of a graph inside are called by that graph.
                 is_graph = hooks.graph_of(around.layer) is not None
-                alone = not is_graph and (
-                    alone or self._calls[id(around.layer)] > 0
-                )
+                called = self._calls[id(around.layer)] > 0
+                alone = not is_graph and (alone or called)
+                anywhere = anywhere or (called and not is_graph)
+            else:
+                # A part of something else, as an embedding that a head uses.
+                alone = anywhere
             if alone:
                 return True
         return False
