@@ -1,31 +1,19 @@
 """The examples run from end to end, and divide and choose as they say."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import scripts
 
 # The other environments have neither matplotlib nor scikit-learn, to prove
 # that the library needs neither.
 pytest.importorskip("matplotlib", reason="the examples extra is not installed")
 pytest.importorskip("sklearn", reason="the examples extra is not installed")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
 
 @pytest.fixture
 def load(monkeypatch):
-    """Import an example as Python does when it is run."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    loaded = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - loaded:
-        if getattr(sys.modules[name], "__file__", None) and Path(
-            sys.modules[name].__file__
-        ).is_relative_to(EXAMPLES):
-            del sys.modules[name]
+    with scripts.importing("examples", monkeypatch) as load:
+        yield load
 
 
 @pytest.mark.parametrize("name", ["digits", "search"])

@@ -90,10 +90,8 @@ def _assign(target: Any, value: Any) -> None:
 def hidden_scalars(values: Sequence[float], used: Any) -> Sequence[Any]:
     """Return numbers that XLA does not see; 0 where they are not used.
 
-    Kernels that differ in nothing but a constant are compiled one by one, with
-    one strength for each layer most of the time that compiling takes. What
-    comes out of a `case` is no constant to XLA (of a `cond` it may be). Not on
-    a GPU, which may have to ask the host which branch to take.
+    As on JAX. What comes out of a `case` is no constant to XLA; what comes out
+    of a `cond` may be one.
     """
     devices = {
         device.device_type for device in tf.config.list_logical_devices()
