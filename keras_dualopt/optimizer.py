@@ -350,6 +350,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         elif self._reference is None and settings.mode == "finetune":
             self._reference = reference_rate(settings, None, self._rate())
         self._settings = settings
+        if name in ("exclude", "depth"):
+            self._names = None  # It was said of today's names.
 
     def _rate(self) -> Any:
         """Return the learning rate as it was given."""

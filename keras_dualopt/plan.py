@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -121,12 +121,21 @@ def make_rows(
     """
     known = [*variables] if model is None else [*model.weights]
     aliases = _aliases(names or {}, model, known)
-    excluded = _excluded(settings.exclude, known, variables, aliases)
+    excluded = _by_name(
+        lambda names: _excluded(settings.exclude, known, variables, names),
+        aliases,
+    )
     given = settings.depth
     if isinstance(given, LayerDepth):
         depth = given
     elif given is not None:
-        depth = depth_from_patterns(given, variables, model, aliases)
+        patterns = given
+        depth = _by_name(
+            lambda names: depth_from_patterns(
+                patterns, variables, model, names
+            ),
+            aliases,
+        )
     else:
         depth = layer_depth(model, head=() if _scratch(settings) else head)
     if model is None:
@@ -177,25 +186,47 @@ def _scratch(settings: Settings) -> bool:
     return settings.mode == "scratch"
 
 
+def _by_name(decide: Callable[[Mapping[int, str]], Any], aliases: Any) -> Any:
+    """Let patterns speak of earlier names, or, if they do not, of today's."""
+    try:
+        return decide(aliases)
+    except ValueError:
+        if not aliases:
+            raise
+        return decide({})
+
+
 def _aliases(
     names: Names,
     model: keras.Model | None,
     known: Sequence[keras.Variable],
 ) -> dict[int, str]:
-    """Return, by the variable's id, the path that a weight had before.
+    """Return, by the variable's id, the path that each weight had before.
 
-    Only where a prefix is all that differs: a reloaded or cloned model loses
-    it, and another model's weight has another name in its place.
+    A reloaded or cloned model loses a prefix, and automatic names are numbered
+    otherwise: `dense_1` may be another layer now. Nothing where the same names
+    stand in other places, or other names: then it is another model.
     """
     if not names or model is None:
         return {}
-    aliases = {}
-    for variable, key in zip(known, place_keys(model, known), strict=True):
-        old = names.get(key, variable.path)
-        short, long = sorted((old, variable.path), key=len)
-        if old != variable.path and f"/{long}".endswith(f"/{short}"):
-            aliases[id(variable)] = old
-    return aliases
+    keys = place_keys(model, known)
+    paths = [variable.path for variable in known]
+    old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]
+    if {*old} == {*paths} or not all(map(_alike, old, paths)):
+        return {}
+    return {id(variable): path for variable, path in zip(known, old)}
+
+
+def _alike(one: str, other: str) -> bool:
+    """Tell whether paths differ in a prefix and in automatic numbers alone."""
+    short, long = sorted(
+        (
+            [re.sub(r"_\d+$", "", part) for part in path.split("/")]
+            for path in (one, other)
+        ),
+        key=len,
+    )
+    return long[len(long) - len(short) :] == short
 
 
 def names_of(model: keras.Model | None) -> dict[str, str]:
@@ -214,8 +245,8 @@ def _excluded(
     aliases: Mapping[int, str],
 ) -> list[bool]:
     def matches(pattern: str, variable: keras.Variable) -> bool:
-        paths = (variable.path, aliases.get(id(variable), variable.path))
-        return any(re.fullmatch(pattern, path) for path in paths)
+        path = aliases.get(id(variable), variable.path)
+        return re.fullmatch(pattern, path) is not None
 
     for pattern in patterns:
         if not any(matches(pattern, variable) for variable in known):

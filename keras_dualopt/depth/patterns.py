@@ -28,7 +28,8 @@ def depth_from_patterns(
         variables: The variables to place: each must match a pattern.
         model: The model that owns them, if it is known. A pattern may win one
             of its frozen weights alone, and the table has all of its weights.
-        aliases: Other paths that patterns may match, by the variable's id.
+        aliases: The paths that patterns speak of, by the variable's id, where
+            they are not today's.
 
     Raises:
         ValueError: For a pattern that wins nothing, or a variable that no
@@ -78,9 +79,9 @@ def _winner(
     variable: keras.Variable,
     aliases: Mapping[int, str],
 ) -> str | None:
-    paths = (variable.path, aliases.get(id(variable), variable.path))
+    path = aliases.get(id(variable), variable.path)
     for pattern in patterns:
-        if any(re.fullmatch(pattern, path) for path in paths):
+        if re.fullmatch(pattern, path):
             return pattern
     return None
 
