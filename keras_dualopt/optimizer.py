@@ -807,10 +807,9 @@ class DualOpt(wrapping.WrappingOptimizer):
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,
         )
-        if self.exclude or isinstance(depth, list):
+        if self._names and (self.exclude or isinstance(depth, list)):
             # Patterns speak of paths, and a reloaded model may lose a prefix.
-            if self._names:
-                config["names"] = self._names
+            config["names"] = self._names
         return config
 
     def _depth_of_bound_model(self) -> LayerDepth:
