@@ -203,3 +203,12 @@ def assert_anchored_at(optimizer, start):
         [False] * (len(start) - 2) + [True] * 2
     )
     assert_same(found[:-2], start[:-2])
+
+
+def told(caught):
+    """Return what was said to the user, of warnings that pytest caught."""
+    return [
+        str(warning.message)
+        for warning in caught
+        if issubclass(warning.category, UserWarning)
+    ]
