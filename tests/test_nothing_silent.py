@@ -253,11 +253,14 @@ def test_the_way_back_after_a_loop_of_ones_own_is_never_empty(after):
     optimizer = own_loop(model)
     assert (networks.arrays(model.weights)[0] != PRETRAINED[0]).any()
     LOOPS[after](model)
+    refusal = ""
     try:
         interpolate(model, 0.0)
     except ValueError as error:
-        assert optimizer.name in str(error)
-        assert "anchor_at" in str(error) or "source" in str(error)
+        refusal = str(error)
+    if refusal:
+        assert optimizer.name in refusal
+        assert "anchor_at" in refusal or "source" in refusal
     else:
         networks.assert_same(
             networks.arrays(model.weights)[:-2], PRETRAINED[:-2]
