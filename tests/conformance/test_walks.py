@@ -24,7 +24,9 @@ from cases import BACKEND
 
 from keras_dualopt import DualOpt
 
-WALKS, LENGTH = int(os.environ.get("DUALOPT_WALKS", "25")), 25
+# TensorFlow and JAX compile, for a second each time.
+_SHORT = {"torch": 30, "jax": 10, "tensorflow": 8}[BACKEND]
+WALKS, LENGTH = int(os.environ.get("DUALOPT_WALKS", _SHORT)), 25
 NAMES = ("a", "b", "c", "head")
 WIDTH, OUTPUTS, BATCH = 3, 2, 4
 RATE, RATES = 0.03, (0.03, 0.011, 0.004)
