@@ -32,6 +32,7 @@ from keras_dualopt.plan import (
     Row,
     aliases_of,
     layers_of,
+    look_new,
     make_rows,
     names_of,
 )
@@ -572,7 +573,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             len(layers),
             ", ".join(head) or "none",
         )
-        fresh = _fresh_layers(rows, values)
+        fresh = look_new(rows, values)
         if fresh:
             warnings.warn(
                 "These layers count as pretrained, but look as if they were "
@@ -1067,21 +1068,6 @@ def _was_left(row: Row, value: Any) -> bool:
         return False
     assert moved is not None
     return moved(value)
-
-
-def _fresh_layers(rows: Sequence[Row], values: Sequence[Any]) -> list[str]:
-    """Return layers whose bias or scale is where an initializer puts it.
-
-    Only where others are not: then they were trained, and these were not.
-    """
-    biases = {
-        row.layer: np.asarray(value, dtype="float32")
-        for row, value in zip(rows, values, strict=True)
-        if row.path.rpartition("/")[2] in ("bias", "beta")
-        and int(np.prod(row.variable.shape)) > 1
-    }
-    fresh = [layer for layer, value in biases.items() if not value.any()]
-    return fresh if len(fresh) < len(biases) else []
 
 
 def _some(names: Sequence[str]) -> str:
