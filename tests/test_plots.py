@@ -1,5 +1,6 @@
 """Pictures: drawn without a window, labelled, and optional."""
 
+import io
 import sys
 
 import networks
@@ -88,7 +89,7 @@ def test_drift_is_drawn_as_a_map_and_totals(mode, quantity, tmp_path):
 @pytest.mark.parametrize(("layers", "samples"), [(1, 1), (2, 1), (120, 4)])
 def test_drift_is_drawn_for_few_and_many_layers(layers, samples):
     figure = drift_with(record("finetune", layers, samples)).plot()
-    figure.canvas.draw()
+    figure.savefig(io.BytesIO())  # Lays it out.
     rows = [t for t in figure.axes[0].get_yticklabels() if t.get_text()]
     assert len(rows) == layers
     boxes = [row.get_window_extent() for row in rows]
@@ -108,7 +109,7 @@ def test_layers_names_are_whole():
     ]
     found.layers[0] = "task/backbone/patches"
     figure = drift_with(found).plot()
-    figure.canvas.draw()
+    figure.savefig(io.BytesIO())  # Lays it out.
     labels = figure.axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == [
         "patches  0.00",
@@ -219,21 +220,24 @@ def test_the_trade_off_is_drawn_by_epoch(tmp_path):
         retention.plot(new="val_auc")
 
 
-@pytest.mark.parametrize("before", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("rising", [True, False])
-def test_the_names_of_epochs_stay_inside_of_the_axes(rising, before):
-    new = [0.2, 0.5, 0.9] if rising else [0.9, 0.5, 0.2]
-    for kept in (new, [1.0 - value for value in new], [0.3, 0.3, 0.3]):
-        figure = draw_trade_off(new, kept, before, 1, ("new", "kept"))
-        figure.canvas.draw()
-        (axes, _) = figure.axes
-        border = axes.get_window_extent()
-        names = [t for t in axes.texts if t.get_text().startswith("epoch")]
-        assert len(names) == 2
-        for name in names:
-            box = name.get_window_extent()
-            assert border.x0 <= box.x0 < box.x1 <= border.x1
-            assert border.y0 <= box.y0 < box.y1 <= border.y1
+@pytest.mark.parametrize(
+    ("new", "kept"),
+    [([0.2, 0.5, 0.9], [0.9, 0.7, 0.3]), ([0.9, 0.5], [0.2, 0.9])],
+)
+def test_the_names_of_epochs_stay_inside_of_the_axes(new, kept):
+    figure = draw_trade_off(new, kept, 0.4, 1, ("new", "kept"))
+    figure.savefig(io.BytesIO())  # Lays it out.
+    border = figure.axes[0].get_window_extent()
+    names = [
+        text
+        for text in figure.axes[0].texts
+        if text.get_text().startswith("epoch")
+    ]
+    assert len(names) == 2
+    for name in names:
+        box = name.get_window_extent()
+        assert border.x0 <= box.x0 < box.x1 <= border.x1
+        assert border.y0 <= box.y0 < box.y1 <= border.y1
 
 
 def test_the_way_back_is_drawn_with_the_chosen_alpha(tmp_path):
@@ -282,5 +286,5 @@ def test_drawing_without_matplotlib_names_the_extra(monkeypatch):
 def test_no_window_is_opened_and_none_is_left():
     from matplotlib import pyplot
 
-    plot_strength(DualOpt()).canvas.draw()
+    plot_strength(DualOpt()).savefig(io.BytesIO())
     assert pyplot.get_fignums() == []

@@ -15,7 +15,7 @@ from keras_dualopt.plots.canvas import (
     new_figure,
 )
 
-_ROW, _PANEL = 0.17, 2.3  # Heights in inches.
+_ROW, _PANEL = 0.17, 1.9  # Heights in inches.
 
 _QUANTITIES = {
     "drift": "drift ‖θ − θ₀‖ / ‖θ₀‖",
@@ -40,17 +40,18 @@ def draw_drift(
     if np.isfinite(record.totals["reach_used"]).any():
         panels.append("reach_used")
     labels = _labels(record)
-    beside = _PANEL * len(panels) * 0.7
+    beside = _PANEL * len(panels)
     height = max(beside, 1.2 + _ROW * len(labels))
-    # Below the panels: empty where the map is higher.
-    rest = max(0.01, height - _PANEL * len(panels))
+    mosaic, heights = [["map", p] for p in panels], [_PANEL] * len(panels)
+    if height > beside + _PANEL / 2:
+        # The map goes on below the panels, which would be stretched.
+        mosaic, heights = [*mosaic, ["map", "."]], [*heights, height - beside]
     figure, axes = new_figure(
         9.0 + 0.07 * max(map(len, labels)),
         height,
-        mosaic=[["map", panel] for panel in panels] + [["map", "."]],
+        mosaic=mosaic,
         width_ratios=[2.0, 1.0],
-        height_ratios=[min(_PANEL, height / len(panels))] * len(panels)
-        + [rest],
+        height_ratios=heights,
     )
     names = dict(_QUANTITIES)
     shares = set(_QUANTITIES)
