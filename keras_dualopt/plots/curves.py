@@ -48,9 +48,9 @@ def draw_trade_off(
         zorder=2,
     )
     for position in sorted({0, len(new) - 1}):
-        # Towards the middle, to stay inside of the axes.
+        # Inside of the axes, and beside of the line as far as may be.
         right = new[position] <= (min(new) + max(new)) / 2
-        above = kept[position] <= (min(*kept, before) + max(*kept, before)) / 2
+        above = kept[position] > (min(kept) + max(kept)) / 2
         axes.annotate(
             f"epoch {position + 1}",
             (new[position], kept[position]),
