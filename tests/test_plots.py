@@ -1,6 +1,7 @@
 """Pictures: drawn without a window, labelled, and optional."""
 
 import io
+import itertools
 import sys
 
 import networks
@@ -94,7 +95,7 @@ def test_drift_is_drawn_for_few_and_many_layers(layers, samples):
     assert len(rows) == layers
     boxes = [row.get_window_extent() for row in rows]
     # None is written over the next, or cut at the picture's border.
-    for upper, lower in zip(boxes, boxes[1:]):
+    for upper, lower in itertools.pairwise(boxes):
         assert upper.y0 >= lower.y1 - 1.0
     assert min(box.x0 for box in boxes) >= 0.0
     panels = [a.get_window_extent().height for a in figure.axes[1:4]]

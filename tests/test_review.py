@@ -200,7 +200,7 @@ def test_two_optimizers_with_anchors_are_named_and_one_can_be_chosen():
     networks.fit(model, 2)
     second, tuned = model.optimizer, networks.arrays(model.weights)
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="second.*`source=`.*anchor_at"):
+    with pytest.raises(ValueError, match=r"second.*`source=`.*anchor_at"):
         interpolate(model, 0.5)
     interpolate(model, 0.0, second)
     networks.assert_same(

@@ -121,18 +121,11 @@ class DriftRecord:
                 [str(name) for name in file["layers"]],
                 file["relative"],
             )
-            missing = np.full(file["drift"].shape, np.nan)
-            matrices = {
-                # Files of version 0.1 have no `reach_used`.
-                name: file[name] if name in file else missing
-                for name in QUANTITIES
-            }
-            totals = {
-                key: file[f"total_{key}"]
-                if f"total_{key}" in file
-                else np.full(len(file["steps"]), np.nan)
-                for key in LOG_KEYS
-            }
+            # Files of version 0.1 have no `reach_used`.
+            gap = np.full(len(file["steps"]), np.nan)
+            gaps = np.tile(gap, (len(record.layers), 1))
+            matrices = {name: file.get(name, gaps) for name in QUANTITIES}
+            totals = {key: file.get(f"total_{key}", gap) for key in LOG_KEYS}
             for column, step in enumerate(file["steps"]):
                 record.add(
                     Sample(

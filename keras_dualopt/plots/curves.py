@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy.typing as npt
+
 from keras_dualopt.plots.canvas import (
     COLOUR_MAP,
     COLOURS,
@@ -88,7 +90,7 @@ def draw_trade_off(
 
 
 def draw_review(
-    alphas: Sequence[float],
+    alphas: npt.NDArray[Any],
     metrics: Mapping[str, Any],
     chosen: float | None = None,
     path: str | os.PathLike[str] | None = None,
