@@ -189,6 +189,16 @@ def test_another_optimizer_is_a_source(model, tuned):
     assert_at(copy, 0.37, tuned)
 
 
+def test_of_a_part_of_the_model_only_that_part_is_walked():
+    model = trained()
+    tuned = networks.arrays(model.weights)
+    body = keras.Model(model.inputs, model.layers[1].output)
+    interpolate(body, 0.0)
+    networks.assert_same(
+        networks.arrays(model.weights), [*networks.weights()[:4], *tuned[4:]]
+    )
+
+
 def test_two_optimizers_with_anchors_are_named_and_one_can_be_chosen():
     model = trained()
     first = model.optimizer

@@ -177,9 +177,10 @@ def _from_anchors(
         if id(variable) not in known:
             raise ValueError(_without(variable))
     variables, origins, kept = [], [], []
+    own = {id(weight) for weight in model.weights}
     for row, anchor in zip(rows, anchors, strict=True):
         variable, kind = row.variable, row.role
-        if not row.pretrained or kind == "free":
+        if not row.pretrained or kind == "free" or id(variable) not in own:
             continue
         if kind == "zero":
             origin = np.zeros(variable.shape, dtype="float32")
