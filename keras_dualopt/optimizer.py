@@ -43,6 +43,7 @@ from keras_dualopt.settings import (
     Reach,
     Settings,
     check_learning_rate,
+    peak_learning_rate,
     reference_rate,
 )
 from keras_dualopt.summary import summary_table
@@ -290,9 +291,19 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
+        follows = not isinstance(learning_rate, keras.Variable)
+        peak = self._peak_of(learning_rate) if follows else None
         self.set_learning_rate(learning_rate)
+        if peak is not None:
+            self._follow_rate(peak)
+
+    def _peak_of(self, learning_rate: Any) -> float | None:
+        """Return the highest rate there will be, where the pull needs it."""
         if isinstance(learning_rate, numbers.Real):
-            self._follow_rate(float(learning_rate))
+            return float(learning_rate)
+        if self._reference is None or self._reference_given:
+            return None
+        return peak_learning_rate(learning_rate)
 
     def _follow_rate(self, rate: float) -> None:
         """Let η follow a rate given before the first step; warn of a later."""
@@ -710,6 +721,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._stage_is_meant = True
         if self._parts is not None:
             self._move_anchors(source)
+            self._parts.left = []
         elif source is not None or self._pending.state is not None:
             self._pending.source, self._pending.has_source = source, True
         else:
