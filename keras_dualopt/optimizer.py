@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import numbers
+import sys
 import warnings
 import weakref
 import zlib
@@ -59,6 +60,7 @@ class _Parts:
         self.rows = rows
         self.anchors: Any = None
         self.pull: Any = None
+        self.looked = False
         # Some weights as `fit` left them: (row, value, distance from θ₀).
         self.left: list[tuple[Row, Any, float]] = []
 
@@ -574,6 +576,9 @@ class DualOpt(wrapping.WrappingOptimizer):
                     "The pretrained weights must be finite. Received: NaN or "
                     f"infinity in {row.path!r}. Load the weights again."
                 )
+        if parts.looked:
+            return  # A step is traced more than once.
+        parts.looked = True
         layers = layers_of(parts.rows)
         head = [layer[0].layer for layer in layers if layer[0].relative is None]
         count = sum(any(row.anchored for row in layer) for layer in layers)
@@ -612,7 +617,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         """At the end of `fit`: averages into the model, and a last look."""
         super().finalize_variable_values(var_list)
         model = training_model()
-        if model is not None and not self.trains(var_list, model):
+        refused = sys.exc_info()[0] is not None  # Keras calls this, too.
+        if not (refused or model is None or self.trains(var_list, model)):
             # TensorFlow has compiled the step and went on with the old list.
             warnings.warn(
                 "Layers were frozen or unfrozen without a new `compile`, and "

@@ -30,6 +30,8 @@ def starting_model() -> keras.Model | None:
     for _ in range(5):  # Through a wrapper's property, and a comprehension.
         if frame is None:
             return None
+        if frame.f_code.co_name == "_purge_model_variables":
+            return None  # Called by the same, for the second time.
         if frame.f_code.co_name == "_get_jax_state":
             model: keras.Model = frame.f_locals["self"]
             return model
