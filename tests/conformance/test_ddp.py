@@ -44,3 +44,10 @@ def test_both_processes_hold_the_same_numbers(results):
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(second[name], value)
+
+
+def test_model_under_fully_shard_is_refused(results):
+    """FSDP replaces parameters that Keras' layers go on computing with."""
+    said = str(results[0]["sharded"])
+    for word in ("dense_0/kernel", "fully_shard", "DistributedDataParallel"):
+        assert word in said
