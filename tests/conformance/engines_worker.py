@@ -106,8 +106,8 @@ def walk(name, model):
     """Go back to θ₀ and halfway; measure drift in two more epochs."""
     before = layouts(model)
     found = {}
-    for alpha in review(model, steps=2):
-        found.update(arrays(f"{name}, review {alpha}", model))
+    for step, _ in enumerate(review(model, steps=2)):
+        found.update(arrays(f"{name}, review step {step}", model))
     interpolate(model, 0.25)
     found.update(arrays(f"{name}, interpolated", model))
     assert layouts(model) == before

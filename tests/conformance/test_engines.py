@@ -25,7 +25,7 @@ import scripts
 from cases import BACKEND
 
 from keras_dualopt import interpolate
-from keras_dualopt.callbacks import Drift
+from keras_dualopt.callbacks import AtomicBackup, Drift
 
 EPOCHS, HALF = 10, 5
 XLA_DEVICES = "--xla_force_host_platform_device_count"
@@ -77,8 +77,7 @@ def fit(task, epochs, **arguments):
 def single(task, tmp_path_factory):
     """Train on one device; return the model and its file from the middle."""
     path = tmp_path_factory.mktemp("single") / "half.weights.h5"
-    model = fit(task, HALF)
-    model.save_weights(path)
+    fit(task, HALF, callbacks=[AtomicBackup(path, keep=True)])
     return fit(task, EPOCHS), path
 
 
@@ -263,9 +262,9 @@ def test_review_and_interpolate_under_sharding(sharded):
     tuned = column(found, "tensor.weight")
     origins = column(found, "tensor.anchor")
     for name, alpha in (
-        ("review 1.0", 1.0),
-        ("review 0.5", 0.5),
-        ("review 0.0", 0.0),
+        ("review step 0", 1.0),
+        ("review step 1", 0.5),
+        ("review step 2", 0.0),
         ("interpolated", 0.25),
     ):
         weights = column(found, f"tensor, {name}.weight")
