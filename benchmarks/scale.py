@@ -22,6 +22,7 @@ more than that of the same update without a pull.
 
 import argparse
 import dataclasses
+import functools
 import re
 
 WAYS = ("data", "tensor", "full")
@@ -81,21 +82,48 @@ def gigabytes(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def print_tables():
+def gradient_traffic(size, way, devices):
+    """Return what one device sends in a step without any pull, in bytes.
+
+    Ring algorithms: an all-reduce of b bytes over n devices sends 2b(n − 1)/n,
+    an all-gather or a reduce-scatter half of it. Activations, which tensor
+    parallelism sends, depend on the batch and are left out.
+    """
+    shared = sharing(way, devices)
+    if way == "full":  # The weights twice, the gradients once.
+        return 3 * 4 * size * (shared - 1) / shared
+    replicas = devices // shared
+    return 2 * 4 * size / shared * (replicas - 1) / replicas
+
+
+def print_table(cell):
+    heads = [f"{n:,} device{'s' if n > 1 else ''}" for n in DEVICES]
+    print(f"| P | spread | {' | '.join(heads)} |")
+    print("|---|---|" + "--:|" * len(DEVICES))
     for size in SIZES:
-        print(f"\n{size / 1e9:.0f} billion parameters\n")
-        print("| | devices | memory | θ₀ | memory, 2-byte θ₀ | θ₀ | sent |")
-        print("|---|--:|--:|--:|--:|--:|--:|")
         for way in WAYS:
-            for devices in DEVICES:
-                wide = Cost(size, sharing(way, devices))
-                half = dataclasses.replace(wide, anchor_bytes=2)
-                cells = [wide.memory, wide.anchors, half.memory, half.anchors]
-                print(
-                    f"| {way} | {devices:,} | "
-                    + " | ".join(f"{gigabytes(cell)}" for cell in cells)
-                    + f" | {wide.sent:.0f} |"
-                )
+            cells = [cell(size, way, devices) for devices in DEVICES]
+            name = f"{size / 1e9:.0f} billion" if way == WAYS[0] else ""
+            print(f"| {name} | {way} | {' | '.join(cells)} |")
+    print()
+
+
+def print_tables():
+    def memory(anchor_bytes, size, way, devices):
+        cost = Cost(size, sharing(way, devices), anchor_bytes=anchor_bytes)
+        return f"{gigabytes(cost.memory)} ({gigabytes(cost.anchors)})"
+
+    def sent(size, way, devices):
+        cost = Cost(size, sharing(way, devices))
+        others = gradient_traffic(size, way, devices)
+        return f"{gigabytes(others)} ({cost.sent:.0f})"
+
+    print("Memory of one device in GB (of it θ₀):\n")
+    print_table(functools.partial(memory, 4))
+    print("The same with `anchor_dtype` of two bytes:\n")
+    print_table(functools.partial(memory, 2))
+    print("Sent by one device in a step in GB (of it the pull):\n")
+    print_table(sent)
 
 
 # --- measured ---------------------------------------------------------------
