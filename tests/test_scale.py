@@ -44,7 +44,7 @@ def test_memory_of_8_billion_weights(way, devices, memory, anchors, scale):
 
 
 def test_what_is_not_split_is_on_every_device(scale):
-    assert scale.Cost(1000.0, sharing=4, split=0.8).on_device == 400.0
+    assert scale.Cost(1000.0, sharing=4, split=0.75).on_device == 437.5
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution")
