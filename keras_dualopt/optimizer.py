@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import math
 import numbers
 import warnings
 import weakref
@@ -27,7 +28,13 @@ from keras_dualopt.depth import (
     no_weights,
     training_model,
 )
-from keras_dualopt.plan import Row, layers_of, make_rows, names_of
+from keras_dualopt.plan import (
+    Row,
+    aliases_of,
+    layers_of,
+    make_rows,
+    names_of,
+)
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
@@ -232,6 +239,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._reference = reference
         self._reference_given = reference_learning_rate is not None
         self._warned_of_rate = False
+        self._stage_is_meant = False
         self._head: Any = None
         self._names: dict[str, str] | None = None
         self._parts: _Parts | None = None
@@ -281,16 +289,18 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
+        self.set_learning_rate(learning_rate)
         if isinstance(learning_rate, numbers.Real):
             self._follow_rate(float(learning_rate))
-        self.set_learning_rate(learning_rate)
 
     def _follow_rate(self, rate: float) -> None:
         """Let η follow a rate given before the first step; warn of a later."""
         if self._pending.state is not None:
             self._pending.learning_rate = rate
-        if self._reference is None or self._reference_given or not rate > 0.0:
+        given = self._reference is None or self._reference_given
+        if given or not 0.0 < rate < math.inf:
             return
+        assert self._reference is not None
         if not self._has_stepped():
             # A callback that warms up begins below the rate that is meant.
             if training_model() is None or rate > self._reference:
@@ -406,9 +416,12 @@ class DualOpt(wrapping.WrappingOptimizer):
     def decide(self, variables: Sequence[keras.Variable]) -> None:
         """Decide each variable's depth, strength and anchor."""
         model = self._find_model(variables)
+        aliases = aliases_of(self._names, model)
         depth, rows = make_rows(
-            self.settings, model, self._head, variables, self._names
+            self.settings, model, self._head, variables, aliases
         )
+        if not aliases:
+            self._names = names_of(model)
         accepted.warn_if_narrow(self._holder.base, variables)
         self._parts = _Parts(depth, rows)
         if model is not None:
@@ -416,7 +429,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self.note_trainer()
 
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
-        """Create θ₀ and what belongs to it; do what was asked for before."""
+        """Create θ₀ and what belongs to it."""
         parts = self._built("anchors")
         units = {row.unit for row in parts.rows} - {None}
         with engine.replicated(self.strategy):
@@ -440,12 +453,15 @@ class DualOpt(wrapping.WrappingOptimizer):
             *sizes,
         )
         self._make_pull()
+
+    def resume(self) -> None:
+        """Read the state and the anchors that were given before `build`."""
         pending = self._pending
         if pending.state is not None:
             self._restore(pending.state)
-        if pending.has_source:
-            self._move_anchors(pending.source)
-            pending.source, pending.has_source = None, False
+        if self._pending.has_source:
+            self._move_anchors(self._pending.source)
+            self._pending = _Pending()
 
     def _find_model(
         self, variables: Sequence[keras.Variable]
@@ -570,7 +586,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             for row, value in zip(rows, values, strict=True)
             if _was_left(row, value)
         ]
-        if moved:
+        if moved and not self._stage_is_meant:
             warnings.warn(
                 "Another DualOpt has trained these weights already, and the "
                 "new one anchors at where it left them: "
@@ -690,10 +706,14 @@ class DualOpt(wrapping.WrappingOptimizer):
             source = source._earlier()
         else:
             sources.check_source(source)
+        self._stage_is_meant = True
         if self._parts is not None:
             self._move_anchors(source)
-        else:
+        elif source is not None or self._pending.state is not None:
             self._pending.source, self._pending.has_source = source, True
+        else:
+            # The weights of the first step are what is taken anyway.
+            self._pending.source, self._pending.has_source = None, False
         return self
 
     def _move_anchors(self, source: Any) -> None:
@@ -789,10 +809,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         )
         if self.exclude or isinstance(depth, list):
             # Patterns speak of paths, and a reloaded model may lose a prefix.
-            names = names_of(self._model_reference()) if self.built else None
-            names = names or self._names
-            if names:
-                config["names"] = names
+            if self._names:
+                config["names"] = self._names
         return config
 
     def _depth_of_bound_model(self) -> LayerDepth:
@@ -859,8 +877,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         """
         found = checkpoint.read(store)
         if found is not None:
-            self._pending.learning_rate = None
             if self._parts is None:
+                self._pending = _Pending()  # What is said last counts.
                 self._pending.state = found
             else:
                 self._restore(found)
@@ -903,7 +921,7 @@ class DualOpt(wrapping.WrappingOptimizer):
                 variable, keras.ops.convert_to_tensor(array, variable.dtype)
             )
         rate = self._pending.learning_rate
-        self._pending = _Pending()
+        self._pending.state = self._pending.learning_rate = None
         if flag == DROPPED:
             anchors.drop()
         else:
@@ -945,11 +963,7 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def _table(self) -> checkpoint.Table:
         parts = self._built("state")
-        scalars = {
-            "iterations": self.iterations,
-            "learning_rate": self._learning_rate,
-            "anchors_taken": parts.anchors.flag,
-        }
+        scalars = {**self.clock, "anchors_taken": parts.anchors.flag}
         if parts.anchors.units is not None:
             scalars["reach_units"] = parts.anchors.units
         return checkpoint.table(
@@ -993,9 +1007,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         """Name the arguments that say what is done."""
         first, second = self.settings.level_names
         rate = (
-            f"{float(keras.ops.convert_to_numpy(self._learning_rate)):g}"
+            f"{float(keras.ops.convert_to_numpy(self.learning_rate)):g}"
             if self.learning_rate_is_variable()
-            else type(self._learning_rate).__name__
+            else type(self.clock["learning_rate"]).__name__
         )
         return (
             f"<DualOpt mode={self.mode!r} base="

@@ -100,7 +100,7 @@ def make_rows(
     model: keras.Model | None,
     head: Any,
     variables: Sequence[keras.Variable],
-    names: Names | None = None,
+    aliases: Mapping[int, str] | None = None,
 ) -> tuple[LayerDepth, list[Row]]:
     """Decide for every variable.
 
@@ -109,8 +109,7 @@ def make_rows(
         model: The model that owns the variables, if it is known.
         head: What `bind` was told of the head.
         variables: The variables to train.
-        names: The paths that the weights had, by place, in a model that this
-            one is a copy of: patterns may speak of those.
+        aliases: The paths that patterns speak of; see `aliases_of`.
 
     Returns:
         The depths in force, and one row for each variable.
@@ -120,7 +119,7 @@ def make_rows(
             nothing, or fine-tune mode finds nothing that was pretrained.
     """
     known = [*variables] if model is None else [*model.weights]
-    aliases = _aliases(names or {}, model, known)
+    aliases = aliases or {}
     excluded = _by_name(
         lambda names: _excluded(settings.exclude, known, variables, names),
         aliases,
@@ -196,19 +195,22 @@ def _by_name(decide: Callable[[Mapping[int, str]], Any], aliases: Any) -> Any:
         return decide({})
 
 
-def _aliases(
-    names: Names,
-    model: keras.Model | None,
-    known: Sequence[keras.Variable],
+def aliases_of(
+    names: Names | None, model: keras.Model | None
 ) -> dict[int, str]:
     """Return, by the variable's id, the path that each weight had before.
 
     A reloaded or cloned model loses a prefix, and automatic names are numbered
     otherwise: `dense_1` may be another layer now. Nothing where the same names
     stand in other places, or other names: then it is another model.
+
+    Args:
+        names: The paths of a model that this one may be a copy of, by place.
+        model: The model, if it is known.
     """
     if not names or model is None:
         return {}
+    known = model.weights
     keys = place_keys(model, known)
     paths = [variable.path for variable in known]
     old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]

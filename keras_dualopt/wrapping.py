@@ -61,9 +61,9 @@ class _Holder:
 class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     """Takes the step of another optimizer, and pulls in the same step.
 
-    A subclass says what is to happen around it, in five methods: `decide` and
-    `add_state` in `build`, `check_start` before `fit` begins and `before_step`
-    before each step, `pull` after it.
+    A subclass says what is to happen around it: `decide`, `add_state` and
+    `resume` in `build`, `check_start` before `fit` begins, `before_step` and
+    `pull` before and after each base step.
 
     Args:
         base: The optimizer that proposes θ_pre; fresh.
@@ -95,6 +95,10 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """Create state beside the base's, which is there already."""
 
     @abc.abstractmethod
+    def resume(self) -> None:
+        """Do what was asked for before there were variables."""
+
+    @abc.abstractmethod
     def check_start(self) -> None:
         """Refuse to train, before a step moves anything."""
 
@@ -122,6 +126,17 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """Assign η_t, for the base as well."""
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
         self._share_clock()
+
+    @property
+    def clock(self) -> dict[str, Any]:
+        """The step counter and the learning rate, as they are kept.
+
+        The counter counts micro-steps; the rate may be a schedule.
+        """
+        return {
+            "iterations": self._iterations,
+            "learning_rate": self._learning_rate,
+        }
 
     def learning_rate_is_variable(self) -> bool:
         """Tell a number that can be assigned from a schedule or a callable."""
@@ -167,6 +182,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             self._build_base(variables)
             self.add_state(variables)
             self._refused = False
+            self.resume()
 
     def _check_unbuilt(self) -> None:
         base = self._holder.base

@@ -26,21 +26,21 @@ BASE = [
     row(
         "momentum beside a base by name",
         made(base="sgd", momentum=0.8),
-        "arguments of DualOpt",
+        "is an argument of the base",
         "momentum=0.8",
         "`base=keras_dualopt.bases.SGD(momentum=0.8)`",
     ),
     row(
         "beta_1 without a base",
         made(beta_1=0.5),
-        "arguments of DualOpt",
+        "is an argument of the base",
         "beta_1=0.5",
         "`base=keras_dualopt.bases.Adam(beta_1=0.5)`",
     ),
     row(
         "beta_1 of a Keras base",
         with_base(_optimizers.Lion, beta_1=0.5),
-        "arguments of DualOpt",
+        "is an argument of the base",
         "beta_1=0.5",
         "`base=keras.optimizers.Lion(beta_1=0.5)`",
     ),
@@ -141,7 +141,7 @@ BASE = [
     row(
         "epsilon of the paper's Adam",
         lambda: bases.Adam(epsilon=0.0),
-        "a finite `epsilon` > 0",
+        "a finite `epsilon` must be > 0",
         "0.0",
         "0/0",
     ),

@@ -143,7 +143,7 @@ NO_PEAK = {
 
 @pytest.mark.parametrize("case", NO_PEAK)
 def test_reference_rate_must_be_given_where_no_peak_is_known(case):
-    with pytest.raises(ValueError, match="highest value is not known") as error:
+    with pytest.raises(ValueError, match="which is not known") as error:
         DualOpt(NO_PEAK[case]())
     assert "Pass `reference_learning_rate=`" in str(error.value)
     optimizer = DualOpt(NO_PEAK[case](), reference_learning_rate=0.04)
@@ -188,7 +188,9 @@ def test_pull_follows_a_callable():
 
 def test_pull_follows_an_assigned_learning_rate():
     rates = [0.01, 0.04, 0.02]
-    optimizer = DualOpt(0.02, base="sgd", **FINETUNE)
+    optimizer = DualOpt(
+        0.02, base="sgd", reference_learning_rate=0.02, **FINETUNE
+    )
     usual = quadratic_gradient()
 
     def gradient(step, thetas):

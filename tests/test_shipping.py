@@ -212,5 +212,7 @@ def test_files_and_models_of_other_kinds_are_refused(act, tmp_path):
 
 def test_scratch_mode_has_no_anchors_to_leave_out(tmp_path):
     model = networks.compiled(DualOpt(mode="scratch"), networks.weights())
-    with pytest.raises(ValueError, match="`save_without_anchors` in fine-tune"):
+    with pytest.raises(
+        ValueError, match="`save_without_anchors` needs fine-tune"
+    ):
         save_without_anchors(model, tmp_path / "model.keras")

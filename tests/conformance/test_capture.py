@@ -161,7 +161,7 @@ def test_anchors_show_the_present_weights_until_the_first_step(pretrained):
 
 
 def test_anchors_before_build_are_an_error():
-    with pytest.raises(ValueError, match=r"Expected: a built optimizer"):
+    with pytest.raises(ValueError, match=r"has not seen its variables"):
         _ = make().anchors
 
 

@@ -142,7 +142,7 @@ REFUSED = {
         ValueError,
         "belongs to another model|shares no weight",
     ),
-    "an unbuilt optimizer": (make, ValueError, "Expected: a built optimizer"),
+    "an unbuilt optimizer": (make, ValueError, "has not seen its variables"),
     "a scratch optimizer": (
         lambda: DualOpt(0.1, **networks.SCRATCH),
         ValueError,
@@ -174,7 +174,7 @@ def test_a_refused_source_leaves_the_anchors(source, once_trained):
 def test_anchor_at_and_drop_anchors_in_scratch_mode_are_errors():
     model = networks.compiled(DualOpt(0.1, **networks.SCRATCH))
     for call in (model.optimizer.anchor_at, model.optimizer.drop_anchors):
-        with pytest.raises(ValueError, match=r"Expected: .*fine-tune mode"):
+        with pytest.raises(ValueError, match=r"fine-tune mode"):
             call()
 
 
