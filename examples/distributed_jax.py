@@ -67,6 +67,8 @@ def main(arguments=None):
     parser.add_argument("--coordinator", help="address:port of host 0")
     parser.add_argument("--hosts", type=int, default=1)
     options = parser.parse_args(arguments)
+    if options.hosts > 1 and options.parallel != "data":
+        parser.error("Keras writes no file of weights split between hosts")
 
     host = int(os.environ.get("JAX_HOST", "0"))
     backup = Path(options.backup)
@@ -80,10 +82,7 @@ def main(arguments=None):
     )
 
     model = make_model()
-    model.compile(
-        optimizer=make_optimizer(),
-        loss=make_loss(),
-    )
+    model.compile(optimizer=make_optimizer(), loss=make_loss())
     tokens, labels = data(host, options.hosts)
     model.fit(
         np.concatenate(tokens),
