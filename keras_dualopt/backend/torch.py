@@ -22,10 +22,10 @@ def check_engine(
 ) -> None:
     """Refuse a model whose parameters are no longer Keras' variables.
 
-    `fully_shard`, `FullyShardedDataParallel` and `parallelize_module` put
-    tensors of their own in the place of a module's parameters. Keras' layers
-    go on computing with their variables: whole ones, whose gradients nobody
-    averages, so that the processes drift apart without a word.
+    `fully_shard` and `FullyShardedDataParallel` put tensors of their own in
+    the place of a module's parameters, or parts into them. Keras' layers go on
+    computing with their variables: whole ones, whose gradients nobody averages,
+    so that the processes drift apart without a word.
 
     Raises:
         ValueError: In a distributed run, naming the first such weight.
@@ -36,12 +36,13 @@ def check_engine(
         return
     known = {id(parameter) for parameter in model.parameters()}
     for variable in variables:
-        if id(variable.value) not in known:
+        value = variable.value
+        if id(value) not in known or value.shape != variable.shape:
             raise ValueError(
                 f"The torch parameter of {variable.path!r} is no longer the "
-                "tensor that Keras computes with: `fully_shard` or another "
-                "wrapper has replaced it, and its gradients would not be "
-                "averaged. Wrap the model in `torch.nn.parallel."
+                "tensor that Keras computes with: `fully_shard` or "
+                "`FullyShardedDataParallel` has replaced it, and the processes "
+                "would drift apart. Wrap the model in `torch.nn.parallel."
                 "DistributedDataParallel`; to shard weights use "
                 "`keras.distribution.ModelParallel` on the JAX backend."
             )

@@ -3,6 +3,7 @@
 Called as `ddp_worker.py FOLDER`; each process writes what it ended with.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -47,12 +48,10 @@ def train(mode, part):
     }
 
 
-def sharded():
-    """Return what is said of a model under `fully_shard`."""
+def fully_shard(model):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model = networks.network()
     mesh = init_device_mesh("cpu", (PROCESSES,))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
@@ -61,12 +60,34 @@ def sharded():
     # own, and no gradient reaches the sharded parameters.
     keras.ops.sum(model(networks.data()[0])).backward()
     assert all(p.grad is None for p in model.parameters())
-    optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
-    try:
-        optimizer.build(model.trainable_variables)
-    except ValueError as error:
-        return np.array(str(error))
-    return np.array("")
+
+
+def fully_sharded(model, **arguments):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    device = torch.device("cpu")
+    FullyShardedDataParallel(model, device_id=device, **arguments)
+
+
+SHARDED = {
+    "FSDP2": fully_shard,
+    "FSDP1": fully_sharded,
+    "FSDP1, original parameters": functools.partial(
+        fully_sharded, use_orig_params=True
+    ),
+}
+
+
+def refusals():
+    """Return what is said of a model that was sharded in each way."""
+    for name, shard in SHARDED.items():
+        model = networks.network()
+        shard(model)
+        optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
+        try:
+            optimizer.build(model.trainable_variables)
+        except ValueError as error:
+            yield f"refused.{name}", np.array(str(error))
 
 
 def process(part, folder):
@@ -79,7 +100,7 @@ def process(part, folder):
     results = {}
     for mode in MODES:
         results.update(train(mode, part))
-    results["sharded"] = sharded()
+    results.update(refusals())
     np.savez(Path(folder) / f"{part}.npz", **results)
     torch.distributed.destroy_process_group()
 

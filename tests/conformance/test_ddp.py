@@ -9,7 +9,7 @@ from cases import BACKEND
 if BACKEND != "torch":
     pytest.skip("torch's own way to distribute", allow_module_level=True)
 
-from conformance.ddp_worker import MODES, PROCESSES, STEPS
+from conformance.ddp_worker import MODES, PROCESSES, SHARDED, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,10 @@ def test_both_processes_hold_the_same_numbers(results):
         np.testing.assert_array_equal(second[name], value)
 
 
-def test_model_under_fully_shard_is_refused(results):
-    """FSDP replaces parameters that Keras' layers go on computing with."""
-    said = str(results[0]["sharded"])
-    for word in ("dense_0/kernel", "fully_shard", "DistributedDataParallel"):
-        assert word in said
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_parameters_are_refused(name, results):
+    """Keras' layers go on computing with the variables they hold."""
+    for found in results:
+        said = str(found[f"refused.{name}"])
+        for word in ("dense_", "fully_shard", "DistributedDataParallel"):
+            assert word in said
