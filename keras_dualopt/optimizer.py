@@ -32,6 +32,7 @@ from keras_dualopt.plan import (
     Row,
     aliases_of,
     layers_of,
+    look_new,
     make_rows,
     names_of,
 )
@@ -42,6 +43,7 @@ from keras_dualopt.settings import (
     Reach,
     Settings,
     check_learning_rate,
+    peak_learning_rate,
     reference_rate,
 )
 from keras_dualopt.summary import summary_table
@@ -289,9 +291,19 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
+        follows = not isinstance(learning_rate, keras.Variable)
+        peak = self._peak_of(learning_rate) if follows else None
         self.set_learning_rate(learning_rate)
+        if peak is not None:
+            self._follow_rate(peak)
+
+    def _peak_of(self, learning_rate: Any) -> float | None:
+        """Return the highest rate there will be, where the pull needs it."""
         if isinstance(learning_rate, numbers.Real):
-            self._follow_rate(float(learning_rate))
+            return float(learning_rate)
+        if self._reference is None or self._reference_given:
+            return None
+        return peak_learning_rate(learning_rate)
 
     def _follow_rate(self, rate: float) -> None:
         """Let η follow a rate given before the first step; warn of a later."""
@@ -572,7 +584,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             len(layers),
             ", ".join(head) or "none",
         )
-        fresh = _fresh_layers(rows, values)
+        fresh = look_new(rows, values)
         if fresh:
             warnings.warn(
                 "These layers count as pretrained, but look as if they were "
@@ -709,6 +721,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._stage_is_meant = True
         if self._parts is not None:
             self._move_anchors(source)
+            self._parts.left = []
         elif source is not None or self._pending.state is not None:
             self._pending.source, self._pending.has_source = source, True
         else:
@@ -807,10 +820,9 @@ class DualOpt(wrapping.WrappingOptimizer):
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,
         )
-        if self.exclude or isinstance(depth, list):
+        if self._names and (self.exclude or isinstance(depth, list)):
             # Patterns speak of paths, and a reloaded model may lose a prefix.
-            if self._names:
-                config["names"] = self._names
+            config["names"] = self._names
         return config
 
     def _depth_of_bound_model(self) -> LayerDepth:
@@ -1068,21 +1080,6 @@ def _was_left(row: Row, value: Any) -> bool:
         return False
     assert moved is not None
     return moved(value)
-
-
-def _fresh_layers(rows: Sequence[Row], values: Sequence[Any]) -> list[str]:
-    """Return layers whose bias or scale is where an initializer puts it.
-
-    Only where others are not: then they were trained, and these were not.
-    """
-    biases = {
-        row.layer: np.asarray(value, dtype="float32")
-        for row, value in zip(rows, values, strict=True)
-        if row.path.rpartition("/")[2] in ("bias", "beta")
-        and int(np.prod(row.variable.shape)) > 1
-    }
-    fresh = [layer for layer, value in biases.items() if not value.any()]
-    return fresh if len(fresh) < len(biases) else []
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import (
@@ -214,9 +215,22 @@ def aliases_of(
     keys = place_keys(model, known)
     paths = [variable.path for variable in known]
     old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]
-    if {*old} == {*paths} or not all(map(_alike, old, paths)):
+    ends = [_ends(*pair) for pair in zip(old, paths, strict=True)]
+    before, now = zip(*ends, strict=True)
+    # The same names in other places are names that a person gave.
+    exchanged = before != now and {*before} == {*now}
+    if old == paths or exchanged or not all(map(_alike, old, paths)):
         return {}
     return {id(variable): path for variable, path in zip(known, old)}
+
+
+def _ends(one: str, other: str) -> tuple[str, str]:
+    """Return two paths without what only one model puts before them."""
+    first, second = one.split("/"), other.split("/")
+    length = min(len(first), len(second))
+    if len(first) == len(second) > 1:
+        length -= 1
+    return "/".join(first[-length:]), "/".join(second[-length:])
 
 
 def _alike(one: str, other: str) -> bool:
@@ -326,3 +340,44 @@ def _check_something_is_pretrained(
             "nothing until pretrained layers are made trainable.",
             stacklevel=stacklevel(),
         )
+
+
+# What Keras' initializers put there, and training moves at once.
+_STARTS = {"bias": 0.0, "beta": 0.0, "gamma": 1.0}
+# Some models start their biases beside 0 (ViT: at 1e-6).
+_NEARLY = 1e-4
+
+
+def look_new(rows: Sequence[Row], values: Sequence[Any]) -> list[str]:
+    """Return the deepest layers whose biases and scales never moved.
+
+    A bias of zeros, a γ of ones with a β of zeros: what is put on top of a
+    pretrained model looks like that, where layers below it do not. Inside of
+    one it is no sign: attention may have been trained without a key's bias.
+
+    Args:
+        rows: Weights that count as pretrained.
+        values: Their values, arrays.
+    """
+    new: dict[str, float] = {}
+    deepest_trained: float | None = None
+    moved: set[str] = set()
+    for row, value in zip(rows, values, strict=True):
+        start = _STARTS.get(row.path.rpartition("/")[2])
+        if start is None or row.relative is None:
+            continue
+        wide = np.asarray(value).astype("float32")
+        distance = float(np.max(np.abs(wide - start), initial=0.0))
+        if distance:
+            moved.add(row.layer)
+        else:
+            new[row.layer] = row.relative
+        if distance > _NEARLY:
+            deepest_trained = max(row.relative, deepest_trained or 0.0)
+    if deepest_trained is None:
+        return []
+    return [
+        layer
+        for layer, depth in new.items()
+        if layer not in moved and depth > deepest_trained
+    ]

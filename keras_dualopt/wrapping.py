@@ -318,7 +318,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             # A loop of one's own may train a part; in `fit` a layer was frozen
             # after `compile`.
             model = training_model()
-            if model is not None and model.optimizer is self:
+            if (
+                model is not None
+                and self._is_optimizer_of(model)
+                and not self.trains(variables, model)
+            ):
                 raise ValueError(self._changed(f"{len(variables)} variables"))
         for variable in variables:
             if self._var_key(variable) not in self._trainable_variables_indices:

@@ -208,3 +208,12 @@ def assert_anchored_at(optimizer, start):
 def strengths_of(optimizer):
     """Return each weight's strength, 0.0 where it is not pulled."""
     return [row.strength if row.pulled else 0.0 for row in optimizer.rows]
+
+
+def told(caught):
+    """Return what was said to the user, of warnings that pytest caught."""
+    return [
+        str(warning.message)
+        for warning in caught
+        if issubclass(warning.category, UserWarning)
+    ]
