@@ -723,7 +723,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         values = sources.values_from(source, model, parts.rows)
         carried = sources.carried_from(source, model, parts.rows)
         dropped = parts.anchors.dropped
-        parts.anchors.revive()
+        self._revive()
         try:
             parts.anchors.move_to(values, carried)
         except ValueError:
@@ -732,6 +732,12 @@ class DualOpt(wrapping.WrappingOptimizer):
             raise
         if dropped:
             self._remake_pull()
+
+    def _revive(self) -> None:
+        anchors = self._built("anchors").anchors
+        if anchors.dropped:
+            anchors.revive()
+            self.track_base()  # Behind them, as in `build`.
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
@@ -807,10 +813,9 @@ class DualOpt(wrapping.WrappingOptimizer):
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,
         )
-        if self.exclude or isinstance(depth, list):
+        if self._names and (self.exclude or isinstance(depth, list)):
             # Patterns speak of paths, and a reloaded model may lose a prefix.
-            if self._names:
-                config["names"] = self._names
+            config["names"] = self._names
         return config
 
     def _depth_of_bound_model(self) -> LayerDepth:
@@ -907,7 +912,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         flag = checkpoint.flag_of(found)
         revived = flag != DROPPED and anchors.dropped
         if revived:
-            anchors.revive()
+            self._revive()
         try:
             pairs = checkpoint.match(self._table(), found, self._labels())
         except ValueError:

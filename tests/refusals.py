@@ -25,7 +25,7 @@ def assert_refuses(action, error, words):
     assert type(raised.value) is error
     text = str(raised.value)
     expected, received, way_out = words
-    _, found, after = text.partition("Received: ")
+    _, _, after = text.partition("Received: ")
     assert expected in text
     assert received in after
     assert way_out in text
