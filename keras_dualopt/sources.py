@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_dualopt.depth import nested_models, place_keys
+from keras_dualopt.depth import place_keys
+from keras_dualopt.depth.keras_hooks import nested_models
 from keras_dualopt.plan import Row
 
 

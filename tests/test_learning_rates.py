@@ -285,7 +285,13 @@ def fit_still(model, optimizer, epochs, callbacks):
 
 
 def still_optimizer(**arguments):
-    return DualOpt(RATE, rollback=0.2, depth={".*": 0.0}, **arguments)
+    return DualOpt(
+        RATE,
+        rollback=0.2,
+        depth={".*": 0.0},
+        reference_learning_rate=RATE,
+        **arguments,
+    )
 
 
 class Seen(keras.callbacks.Callback):
@@ -340,7 +346,8 @@ def test_share_is_never_more_than_the_whole_way(still_model):
 def test_pull_of_a_reloaded_optimizer_is_measured_against_the_first_rate(
     still_model,
 ):
-    first = still_optimizer()
+    first = DualOpt(RATE, rollback=0.2, depth={".*": 0.0})
+    fit_still(still_model, first, 1, [])
     first.learning_rate = 0.25 * RATE  # what a plateau has left of it
     again = DualOpt.from_config(first.get_config())
     assert again.reference_learning_rate == RATE

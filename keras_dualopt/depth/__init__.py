@@ -2,7 +2,6 @@
 
 from keras_dualopt.depth.find import find_model, no_weights, training_model
 from keras_dualopt.depth.head import check_head
-from keras_dualopt.depth.keras_hooks import nested_models
 from keras_dualopt.depth.patterns import depth_from_patterns
 from keras_dualopt.depth.resolve import layer_depth
 from keras_dualopt.depth.table import (
@@ -20,7 +19,6 @@ __all__ = [
     "depth_from_patterns",
     "find_model",
     "layer_depth",
-    "nested_models",
     "no_weights",
     "place_keys",
     "training_model",
