@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import numbers
+import sys
 import warnings
 import weakref
 import zlib
@@ -600,7 +601,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         """At the end of `fit`: averages into the model, and a last look."""
         super().finalize_variable_values(var_list)
         model = training_model()
-        if model is not None and not self.trains(var_list, model):
+        # JAX' `fit` comes here after an error, too, which has said it then.
+        failed = sys.exc_info()[0] is not None
+        if not (failed or model is None or self.trains(var_list, model)):
             # TensorFlow has compiled the step and went on with the old list.
             warnings.warn(
                 "Layers were frozen or unfrozen without a new `compile`, and "
