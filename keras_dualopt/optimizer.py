@@ -617,8 +617,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         """At the end of `fit`: averages into the model, and a last look."""
         super().finalize_variable_values(var_list)
         model = training_model()
-        refused = sys.exc_info()[0] is not None  # Keras calls this, too.
-        if not (refused or model is None or self.trains(var_list, model)):
+        # JAX' `fit` comes here after an error, too, which has said it then.
+        failed = sys.exc_info()[0] is not None
+        if not (failed or model is None or self.trains(var_list, model)):
             # TensorFlow has compiled the step and went on with the old list.
             warnings.warn(
                 "Layers were frozen or unfrozen without a new `compile`, and "
@@ -742,7 +743,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         values = sources.values_from(source, model, parts.rows)
         carried = sources.carried_from(source, model, parts.rows)
         dropped = parts.anchors.dropped
-        parts.anchors.revive()
+        self._revive()
         try:
             parts.anchors.move_to(values, carried)
         except ValueError:
@@ -751,6 +752,12 @@ class DualOpt(wrapping.WrappingOptimizer):
             raise
         if dropped:
             self._remake_pull()
+
+    def _revive(self) -> None:
+        anchors = self._built("anchors").anchors
+        if anchors.dropped:
+            anchors.revive()
+            self.track_base()  # Behind them, as in `build`.
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
@@ -925,7 +932,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         flag = checkpoint.flag_of(found)
         revived = flag != DROPPED and anchors.dropped
         if revived:
-            anchors.revive()
+            self._revive()
         try:
             pairs = checkpoint.match(self._table(), found, self._labels())
         except ValueError:

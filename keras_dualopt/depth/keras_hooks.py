@@ -53,6 +53,12 @@ def tracked_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return [*layer._layers]
 
 
+def nested_models(model: keras.Model) -> list[keras.Model]:
+    """Return the models that are layers of a model, at any depth."""
+    layers = model._flatten_layers(include_self=False)
+    return [layer for layer in layers if isinstance(layer, keras.Model)]
+
+
 def attributes(layer: keras.layers.Layer) -> Iterator[tuple[str, Any]]:
     """Yield a layer's attributes by name, bookkeeping left out.
 
