@@ -97,7 +97,7 @@ def main(arguments=None):
         if rank == 0:
             save(model, path)
             print(
-                f"Epoch {epoch + 1}/{options.epochs}: {float(loss):.4f}",
+                f"Epoch {epoch + 1}/{options.epochs}: {loss.item():.4f}",
                 flush=True,
             )
     distributed.destroy_process_group()
