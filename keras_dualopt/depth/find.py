@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from keras_dualopt.depth import keras_hooks as hooks
-from keras_dualopt.depth.resolve import layer_depth
+from keras_dualopt.depth.layer_depth import layer_depth
 
 
 def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
