@@ -29,25 +29,28 @@ def graph_of_calls(structure: Structure) -> Graph:
 
     Layers that nothing reads are missing from it.
     """
-    model = structure.model
-    reason = "its inputs are not known"
-    with hooks.left_as_it_was(model):
-        for trust in _Trust:
-            stay_open = trust is _Trust.AS_MADE
-            for arguments in trace.arguments_to_try(model, stay_open):
-                calls = _Calls(structure, trust)
-                try:
-                    calls.add_model(*arguments)
-                except Exception as error:
-                    # Layers raise what they like where a length does not suit.
-                    reason = _first_line(error)
-                else:
-                    calls.warn()
-                    return calls.graph
-        calls = _Calls(structure, _Trust.AS_MADE)
-        calls.add_as_made(model, (), reason)
+    with hooks.left_as_it_was(structure.model):
+        calls = _calls_of(structure)
     calls.warn()
     return calls.graph
+
+
+def _calls_of(structure: Structure) -> "_Calls":
+    reason = "its inputs are not known"
+    for trust in _Trust:
+        stay_open = trust is _Trust.AS_MADE
+        for given in trace.arguments_to_try(structure.model, stay_open):
+            calls = _Calls(structure, trust)
+            try:
+                calls.add_model(*given)
+            except Exception as error:
+                # Layers raise what they like where a length does not suit.
+                reason = _reason(error)
+            else:
+                return calls
+    calls = _Calls(structure, _Trust.AS_MADE)
+    calls.add_as_made(structure.model, (), reason)
+    return calls
 
 
 class _Trust(enum.Enum):
@@ -199,7 +202,7 @@ class _Calls:
                 outputs = hooks.outputs_of(layer, args, kwargs)
                 return self._made(outputs, self._of(args, kwargs))
             if self._trust is _Trust.NONE:
-                raise _Refused(_first_line(error)) from error
+                raise _Refused(_reason(error)) from error
             outputs = self._in_order(layer, args, kwargs, error)
         end = len(self.graph.calls)
         earlier.append(_Known(shapes, outputs, (start, end)))
@@ -239,13 +242,17 @@ class _Calls:
                 self._forget(start, reads)
         else:
             if self._trust is not _Trust.AS_MADE:
-                raise _Refused(_first_line(reason)) from reason
-            self.add_as_made(layer, end, _first_line(reason))
+                raise _Refused(_reason(reason)) from reason
+            self.add_as_made(layer, end, _reason(reason))
             end = self.graph.open_ends(start)
         if not hooks.is_of_a_library(layer):
-            self._in_a_row[self._path(layer)] = _first_line(why)
+            self._in_a_row[self._path(layer)] = _reason(why)
         if self._trust is _Trust.AS_MADE:
-            outputs = layer.compute_output_spec(*args, **kwargs)
+            try:
+                outputs = layer.compute_output_spec(*args, **kwargs)
+            except Exception:
+                # As it was when a Functional model called it.
+                outputs = keras.tree.map_structure(_copied, layer.output)
         return self._made(outputs, end)
 
     def _row(self, inner: Iterable[Any], end: Sources) -> Sources:
@@ -347,14 +354,15 @@ def _listed(found: dict[str, str]) -> str:
     return f"{name}{more} ({reason})"
 
 
-def _first_line(error: Exception) -> str:
-    # What Keras adds in front names the layer, and behind its arguments.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    plain = [line for line in lines if "xception encountered when" not in line]
-    text = (plain or lines or [""])[0].replace("\x1b[1m", "")
-    if isinstance(error, _Refused):
-        return text
-    return f"{type(error).__name__}: {text.replace(chr(27) + '[0m', '')[:200]}"
+def _reason(error: Exception) -> str:
+    """Return what a layer said, without what Keras wraps round it."""
+    text = str(error).rpartition("Error encountered:\n\n")[2]
+    text = text.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception enc")]
+    first = (said or lines or [""])[0][:200]
+    name = type(error).__name__
+    return first if isinstance(error, _Refused) else f"{name}: {first}"
 
 
 def _shape(leaf: Any) -> Any:

@@ -213,20 +213,28 @@ def _nested_body(structure: Structure, graph: Graph) -> set[int] | None:
         body = set(units).union(
             *(
                 other
-                for _, other in nested
-                if len(units) <= 2 * len(other)
+                for beside, other in nested
+                if len(other) <= len(units) <= _most(beside) * len(other)
                 and other.isdisjoint(after)
                 and units.isdisjoint(graph.after(other))
             )
         )
+        everything_else = everything - (ends - body)
         if isinstance(model, keras.Sequential):
-            enough = 2 * len(body) >= len(everything)
-        else:
-            enough = 3 * len(body) >= len(everything - (ends - body))
+            everything_else = everything
+        enough = _most(model) * len(body) >= len(everything_else)
         at_end = body != everything and not graph.after(body)
         if enough and not at_end and len(body) > len(best or ()):
             best = body
     return best
+
+
+def _most(model: keras.Model) -> int:
+    """Return how much larger than a body what it belongs to may be.
+
+    A `Sequential` may be a stem, a block or a head as well.
+    """
+    return 2 if isinstance(model, keras.Sequential) else 3
 
 
 def _last_units(structure: Structure, graph: Graph) -> set[int]:

@@ -273,7 +273,9 @@ def left_as_it_was(model: keras.Model) -> Iterator[None]:
             # Of the layers, about a call that is not one: and where warnings
             # are errors, they would end the trace.
             warnings.simplefilter("ignore")
-            _replaced(stack_, keras.layers.Layer, "add_weight", add_weight)
+            replace = functools.partial(_replaced, stack_, keras.layers.Layer)
+            replace("add_weight", add_weight)
+            replace("add_loss", lambda original, self, loss: None)
             stack_.callback(setattr, keras.Operation, "__init__", original)
             keras.Operation.__init__ = named
             yield
