@@ -67,9 +67,9 @@ class _Refused(Exception):
 
 @dataclasses.dataclass
 class _Known:
-    """An earlier call of a layer: what came in and out, and its calls."""
+    """An earlier call of a layer: its arguments' kind, outputs and calls."""
 
-    shapes: Any
+    kind: str
     outputs: Any
     calls: tuple[int, int]
 
@@ -93,7 +93,9 @@ class _Calls:
         self._reads: dict[int, None] = {}
         self._only_shapes = False
         # What each layer has read or called before.
-        self._read_by: dict[int, tuple[Any, Any, set[int]]] = {}
+        self._read_by: dict[int, dict[str, tuple[Any, list[int]]]] = (
+            collections.defaultdict(dict)
+        )
         self._known: dict[int, list[_Known]] = collections.defaultdict(list)
         self._untraced: dict[str, str] = {}
         self._in_a_row: dict[str, str] = {}
@@ -158,25 +160,27 @@ class _Calls:
         is made.
         """
         own = [id(weight) for weight in layer.weights]
-        first = self._read_by.setdefault(id(layer), (args, kwargs, {*own}))
-        if first[0] is args or len(own) < 2:
-            return own
-        reads = self._traced_reads(layer, args, kwargs)
-        if reads == first[2]:
-            return own
-        earlier = self._traced_reads(layer, *first[:2])
-        weights = self._structure.by_variable
-        self._structure.split([weights[v] for v in own if v in reads - earlier])
-        return [variable for variable in own if variable in reads]
+        earlier = self._read_by[id(layer)]
+        key = _kind((args, kwargs))
+        if earlier and key not in earlier and len(own) > 1:
+            reads = self._traced_reads(layer, args, kwargs)
+            if len(reads) < len(own):
+                known = earlier.values()
+                before = [self._traced_reads(layer, *call) for call, _ in known]
+                weights = self._structure.by_variable
+                late = [v for v in reads if v not in set().union(*before)]
+                self._structure.split([weights[v] for v in late])
+                own = reads
+        return earlier.setdefault(key, ((args, kwargs), own))[1]
 
     def _traced_reads(
         self, layer: keras.layers.Layer, args: Any, kwargs: Any
-    ) -> set[int]:
-        own = {id(weight) for weight in layer.weights}
+    ) -> list[int]:
+        own = [id(weight) for weight in layer.weights]
         kept, self._reads = self._reads, {}
         try:
             hooks.run_abstractly(layer.call, args, kwargs)
-            return own & self._reads.keys() or own
+            return [read for read in own if read in self._reads] or own
         except Exception:
             return own
         finally:
@@ -186,10 +190,10 @@ class _Calls:
 
     def _open(self, layer: keras.layers.Layer, args: Any, kwargs: Any) -> Any:
         """Add what a layer calls, or its two first calls once more."""
-        shapes = keras.tree.map_structure(_shape, (args, kwargs))
+        kind = _kind((args, kwargs))
         earlier = self._known[id(layer)]
         for known in earlier[1:]:
-            if known.shapes == shapes:
+            if known.kind == kind:
                 return self._again(known, args, kwargs)
         start, reads = len(self.graph.calls), dict(self._reads)
         try:
@@ -201,11 +205,15 @@ class _Calls:
             if not self._structure.units_of(layer.weights):
                 outputs = hooks.outputs_of(layer, args, kwargs)
                 return self._made(outputs, self._of(args, kwargs))
-            if self._trust is _Trust.NONE:
+            # What a graph calls needs other lengths.
+            graph = hooks.graph_of(layer) is not None
+            if self._trust is _Trust.NONE or (
+                graph and self._trust is _Trust.IN_A_ROW
+            ):
                 raise _Refused(_reason(error)) from error
             outputs = self._in_order(layer, args, kwargs, error)
         end = len(self.graph.calls)
-        earlier.append(_Known(shapes, outputs, (start, end)))
+        earlier.append(_Known(kind, outputs, (start, end)))
         return outputs
 
     def _again(self, known: _Known, args: Any, kwargs: Any) -> Any:
@@ -251,19 +259,23 @@ class _Calls:
             try:
                 outputs = layer.compute_output_spec(*args, **kwargs)
             except Exception:
+                if not hasattr(layer, "output"):
+                    raise _Refused(_reason(reason)) from None
                 # As it was when a Functional model called it.
                 outputs = keras.tree.map_structure(_copied, layer.output)
         return self._made(outputs, end)
 
     def _row(self, inner: Iterable[Any], end: Sources) -> Sources:
         """Add reads and calls one after another, what is new in each."""
+        weights = self._structure.by_variable
         done: set[int] = set()
         for one in inner:
             call = isinstance(one, trace.Inner)
-            weights = [id(w) for w in one.layer.weights] if call else [one]
-            if done.issuperset(weights):
+            reads = [id(w) for w in one.layer.weights] if call else [one]
+            units = {weights[v].unit for v in reads if v in weights}
+            if units <= done:
                 continue
-            done.update(weights)
+            done |= units
             if call:
                 self._made((one.args, one.kwargs), end)
                 outputs = one.layer(*one.args, **one.kwargs)
@@ -365,8 +377,15 @@ def _reason(error: Exception) -> str:
     return first if isinstance(error, _Refused) else f"{name}: {first}"
 
 
-def _shape(leaf: Any) -> Any:
-    return tuple(leaf.shape) if isinstance(leaf, keras.KerasTensor) else leaf
+def _kind(arguments: Any) -> str:
+    """Return what two calls that do the same have in common."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, keras.KerasTensor):
+            return leaf.shape, leaf.dtype
+        return leaf if isinstance(leaf, str | int | float) else id(leaf)
+
+    return str(keras.tree.map_structure(one, arguments))
 
 
 def _copied(leaf: Any) -> Any:

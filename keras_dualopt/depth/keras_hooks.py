@@ -125,16 +125,18 @@ def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
     What a layer says of the shape of its output is wrong in some packages:
     the calls of layers that are not Keras' own are asked first.
     """
-    if isinstance(operation, keras.layers.Layer) and not is_keras_own(
-        operation
-    ):
-        for way in (
-            operation.call,
-            functools.partial(keras.Operation.compute_output_spec, operation),
-        ):
-            with contextlib.suppress(Exception):
-                return way(*args, **kwargs)
-    return operation.compute_output_spec(*args, **kwargs)
+    declared = operation.compute_output_spec
+    if not isinstance(operation, keras.layers.Layer) or is_keras_own(operation):
+        return declared(*args, **kwargs)
+    traced = functools.partial(keras.Operation.compute_output_spec, operation)
+    found = []
+    for way in (operation.call, traced, declared):
+        with contextlib.suppress(Exception):
+            found.append(way(*args, **kwargs))
+            shapes = [t.shape for t in keras.tree.flatten(found[-1])]
+            if not any(None in shape for shape in shapes):
+                return found[-1]
+    return found[0] if found else declared(*args, **kwargs)
 
 
 class _Probe(keras.Operation):

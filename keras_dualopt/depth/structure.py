@@ -279,12 +279,10 @@ _PROJECTIONS = {"Dense", "EinsumDense", "BaseConv", "BaseDepthwiseConv"}
 
 
 def _is_projection(layer: keras.layers.Layer) -> bool:
-    """Tell a projection, a norm, or what has no weights."""
+    """Tell a projection from a block; norms and scales have vectors alone."""
     kinds = {kind.__name__ for kind in type(layer).__mro__}
-    return (
-        not layer.weights
-        or bool(kinds & _PROJECTIONS)
-        or "norm" in type(layer).__name__.lower()
+    return bool(kinds & _PROJECTIONS) or all(
+        len(weight.shape) < 2 for weight in layer.weights
     )
 
 
