@@ -316,6 +316,11 @@ class _Calls:
         )
 
     def _made(self, outputs: Any, end: Sources) -> Any:
+        """Note where outputs come from; make those symbolic that are not.
+
+        What a layer makes of its weights alone is a tensor of the backend.
+        """
+        outputs = trace.symbolic(outputs)
         for leaf in keras.tree.flatten(outputs):
             if isinstance(leaf, keras.KerasTensor):
                 self._sources[id(leaf)] = leaf, end

@@ -187,7 +187,7 @@ def symbolic_calls(
     conditions = vars(sys.modules[keras.ops.cond.__module__])["Cond"]
     symbolic = vars(keras.KerasTensor)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_reads(read))
+        _note_reads(stack, read)
         replace = functools.partial(_replaced, stack)
         replace(keras.Operation, "symbolic_call", symbolic_call)
         # JAX would trace both branches, and torch run one.
@@ -203,12 +203,8 @@ def symbolic_calls(
                     replace(kind, name, arithmetic)
         # JAX asks it before it lets the symbolic tensor's operators try.
         if "__jax_array__" in symbolic:
-            stack.callback(
-                setattr,
-                keras.KerasTensor,
-                "__jax_array__",
-                symbolic["__jax_array__"],
-            )
+            asked = symbolic["__jax_array__"]
+            stack.callback(setattr, keras.KerasTensor, "__jax_array__", asked)
             del keras.KerasTensor.__jax_array__
         stack.enter_context(keras.StatelessScope())
         yield
@@ -232,7 +228,7 @@ def real_calls(
         return called(self, args, kwargs, proceed)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_reads(read))
+        _note_reads(stack, read)
         _replaced(stack, keras.layers.Layer, "__call__", layer_call)
         yield
 
@@ -296,23 +292,17 @@ _ARITHMETIC = {
 } | {"__matmul__", "__rmatmul__"}
 
 
-def _reads(
-    read: Callable[[keras.Variable], None],
-) -> contextlib.AbstractContextManager[None]:
+def _note_reads(
+    stack: contextlib.ExitStack, read: Callable[[keras.Variable], None]
+) -> None:
     """Hand over every variable whose value is asked for in a scope."""
 
     def value(original: Any, scope: Any, variable: keras.Variable) -> Any:
         read(variable)
         return original(scope, variable)
 
-    @contextlib.contextmanager
-    def reading() -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            # Every backend's `Variable.value` asks the innermost scope first.
-            _replaced(stack, keras.StatelessScope, "get_current_value", value)
-            yield
-
-    return reading()
+    # Every backend's `Variable.value` asks the innermost scope first.
+    _replaced(stack, keras.StatelessScope, "get_current_value", value)
 
 
 def _replaced(

@@ -107,6 +107,13 @@ def inner_calls(
     return [*found.values()], outputs
 
 
+def symbolic(values: Any) -> Any:
+    """Return values with a symbolic tensor for each one of the backend."""
+    return keras.tree.map_structure(
+        lambda v: _fresh(v) if hooks.is_backend_tensor(v) else v, values
+    )
+
+
 def _mapped(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
