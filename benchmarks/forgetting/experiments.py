@@ -98,9 +98,7 @@ def choices(network, folder=RESULTS):
     for task, method in {key[:2] for key in means}:
         best = max(new for key, (_, new) in means.items() if key[0] == task)
         own = {k[2]: v for k, v in means.items() if k[:2] == (task, method)}
-        allowed = {
-            s: v for s, v in own.items() if v[1] >= best - ALLOWED_LOSS
-        }
+        allowed = {s: v for s, v in own.items() if v[1] >= best - ALLOWED_LOSS}
         if allowed:
             chosen[task, method] = max(allowed, key=lambda s: allowed[s][0])
         else:
@@ -111,9 +109,7 @@ def choices(network, folder=RESULTS):
 def length(network, options):
     """Measure along long runs, at three learning rates: the first picture."""
     chosen = choices(network, options.folder)
-    methods = [
-        m for m in options.chosen(RIVALS) if (TASKS[0], m) in chosen
-    ]
+    methods = [m for m in options.chosen(RIVALS) if (TASKS[0], m) in chosen]
     runs = [
         Run(network, task, name, chosen[task, name], rate, seed)
         for task in TASKS

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .backbones import load_backbone
 from .methods import METHODS
-from .networks import NETWORKS
 from .problem import PRETRAINING_STEPS, Problem
 from .store import Progress
 from .tasks import load_task
@@ -44,37 +44,37 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
     missing = [r for r in runs if not store.has(**dataclasses.asdict(r))]
     if len(missing) < len(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are there.")
-    # A seed's runs together: they begin from the same weights.
-    missing.sort(key=lambda r: (r.network, r.task, r.seed))
+    # One seed after the other, so that what is there when it is stopped can
+    # be compared.
+    missing.sort(key=lambda r: (r.network, r.seed, r.task))
     progress = Progress(len(missing))
-    place, problem = None, None
+    problems, place = {}, None
     for run in missing:
-        if (run.network, run.task) != place:
-            place, seed = (run.network, run.task), None
-            problem = Problem(
-                NETWORKS[run.network](), load_task(run.task, run.seed)
-            )
-        if run.seed != seed:
-            seed = run.seed
-            problem.task = load_task(run.task, seed)
+        if (run.network, run.seed, run.task) != place:
+            place = (run.network, run.seed, run.task)
+            task = load_task(run.task, run.seed)
+            if (run.network, run.task) not in problems:
+                backbone = load_backbone(run.network)
+                problems[run.network, run.task] = Problem(backbone, task)
+            problem = problems[run.network, run.task]
+            problem.task, weighed = task, False
             weights = _pretrained(problem, run, pretraining, cache)
-            weighed = False
         method = METHODS[run.method]
-        problem.begin(weights, seed)
+        problem.begin(weights, run.seed)
         if run.method == "ewc" and not weighed:
             problem.weigh()
             weighed = True
         rows = [
             {"steps": steps, **measures}
             for steps, measures in problem.fine_tune(
-                method, run.setting, run.rate, points, seed
+                method, run.setting, run.rate, points, run.seed
             )
         ]
         store.add(dataclasses.asdict(run), rows)
         last = rows[-1]
         progress.say(
             f"{run.network}, {run.task}, {method.label} {run.setting:g}, rate "
-            f"{run.rate:g}, seed {seed}: after {points[-1]} steps kept "
+            f"{run.rate:g}, seed {run.seed}: after {points[-1]} steps kept "
             f"{last['kept']:.1f}, new {last['new']:.1f}"
         )
 

@@ -86,8 +86,7 @@ class LayerwiseAdam(keras.optimizers.Adam):
     def __init__(self, rate, problem, share):
         super().__init__(rate, epsilon=1e-8)
         self._shares = [
-            1.0 if depth is None else share(depth)
-            for depth in _depths(problem)
+            1.0 if depth is None else share(depth) for depth in _depths(problem)
         ]
 
     def update_step(self, gradient, variable, learning_rate):
@@ -347,9 +346,7 @@ METHODS = {
             adam,
             l2_sp_loss,
         ),
-        Method(
-            "wise_ft", "WiSE-FT", "alpha", ALPHAS, adam, after=toward_start
-        ),
+        Method("wise_ft", "WiSE-FT", "alpha", ALPHAS, adam, after=toward_start),
         Method(
             "without_forgetting",
             "LwF",

@@ -53,6 +53,7 @@ class Task:
 
     @property
     def new_classes(self):
+        """The number of classes of the new problem."""
         return int(self.new["train"].labels.max()) + 1
 
 

@@ -1,0 +1,207 @@
+"""Tables and pictures, drawn from the files in `results/`."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from .experiments import LENGTHS, RIVALS, choices, store_of
+from .methods import METHODS
+from .store import RESULTS
+
+IMAGES = Path("docs/images")
+# Over a tenfold range of rates and a thirtyfold range of lengths.
+LONGEST = 3000
+TITLES = {
+    "inverted": "Clothes, then the same\ninverted and turned",
+    "mnist": "Clothes, then digits\nunder a new output layer",
+}
+
+
+def interval(values):
+    """Return the mean of values and half its 95 % interval (Student's t)."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), math.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(values.mean()), float(half)
+
+
+def in_words(values):
+    mean, half = interval(values)
+    return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def curves(rows, measure):
+    """Return {(task, method): {(rate, steps): {seed: measured}}}."""
+    result = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        place = (float(row["rate"]), int(row["steps"]))
+        cell = result[row["task"], row["method"]][place]
+        cell[row["seed"]] = row[measure]
+    return result
+
+
+def spread(cells, seed):
+    """Return how far one seed's values range over all rates and lengths."""
+    values = [
+        cell[seed] for (_, steps), cell in cells.items() if steps <= LONGEST
+    ]
+    return max(values) - min(values)
+
+
+def length_table(store):
+    """Return the lines of a table: how much depends on rate and length."""
+    kept, new = curves(store.rows, "kept"), curves(store.rows, "new")
+    lines = [
+        "| task | method | kept, lowest to highest | its range | "
+        "new, lowest to highest | new at the end, points below the best |",
+        "|---|---|---|---|---|---|",
+    ]
+    tasks = [t for t in TITLES if any(key[0] == t for key in kept)]
+    for task in tasks:
+        methods = [m for m in RIVALS if (task, m) in kept]
+        # What is learned is compared where learning had time to happen.
+        ends = {
+            m: {
+                rate: np.mean(list(cell.values()))
+                for (rate, steps), cell in new[task, m].items()
+                if steps == min(LONGEST, max(s for _, s in new[task, m]))
+            }
+            for m in methods
+        }
+        best = max(max(end.values()) for end in ends.values())
+        for m in methods:
+            cells = kept[task, m]
+            seeds = sorted(next(iter(cells.values())))
+            ranges = [spread(cells, seed) for seed in seeds]
+            gaps = best - np.array(list(ends[m].values()))
+            lines.append(
+                f"| {task} | {METHODS[m].label} | {_range(cells)} | "
+                f"{in_words(ranges)} | {_range(new[task, m])} | "
+                f"{gaps.min():.1f} to {gaps.max():.1f} |"
+            )
+    return lines
+
+
+def _range(cells):
+    means = [
+        np.mean(list(cell.values()))
+        for (_, steps), cell in cells.items()
+        if steps <= LONGEST
+    ]
+    return f"{min(means):.0f} to {max(means):.0f}"
+
+
+def length_picture(store, path):
+    """Draw accuracy kept against training length, a column for each method."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    kept, new = curves(store.rows, "kept"), curves(store.rows, "new")
+    tasks = [t for t in TITLES if any(key[0] == t for key in kept)]
+    methods = [m for m in RIVALS if any(key[1] == m for key in kept)]
+    rates = sorted({rate for cells in kept.values() for rate, _ in cells})
+    shades = colormaps["viridis"](np.linspace(0.15, 0.8, len(rates)))
+    figure = Figure((2.1 * len(methods) + 0.8, 2.4 * len(tasks) + 0.8))
+    axes = figure.subplots(
+        len(tasks), len(methods), sharex=True, sharey=True, squeeze=False
+    )
+    for row, task in zip(axes, tasks):
+        for axis, method in zip(row, methods):
+            for rate, shade in zip(rates, shades):
+                for data, style in ((kept, "o-"), (new, ":")):
+                    points = sorted(
+                        (steps, *interval(list(cell.values())))
+                        for (at, steps), cell in data[task, method].items()
+                        if at == rate
+                    )
+                    if not points:
+                        continue
+                    steps, means, halves = map(np.array, zip(*points))
+                    axis.plot(steps, means, style, color=shade, markersize=3.5)
+                    if data is kept:
+                        axis.fill_between(
+                            steps,
+                            means - halves,
+                            means + halves,
+                            color=shade,
+                            alpha=0.15,
+                            linewidth=0,
+                        )
+            axis.set_xscale("log")
+            axis.grid(alpha=0.25)
+            for side in ("top", "right"):
+                axis.spines[side].set_visible(False)
+        row[0].set_ylabel(f"{TITLES[task]}\naccuracy, %", fontsize=8)
+    for axis, method in zip(axes[0], methods):
+        axis.set_title(METHODS[method].label, fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("training steps", fontsize=9)
+    legend = [
+        Line2D([], [], color=shade, label=f"learning rate {rate:g}")
+        for rate, shade in zip(rates, shades)
+    ] + [
+        Line2D([], [], color="0.3", marker="o", ms=3.5, label="old, kept"),
+        Line2D([], [], color="0.3", linestyle=":", label="new, learned"),
+    ]
+    figure.legend(
+        handles=legend,
+        loc="lower center",
+        ncols=len(legend),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def search_table(network, folder):
+    """Return the lines of a table: every method at the setting it chose."""
+    rows = store_of(f"search_{network}", folder).rows
+    chosen = choices(network, folder)
+    lines = [
+        "| task | method | setting | kept | new |",
+        "|---|---|---|---|---|",
+    ]
+    for task in TITLES:
+        for name, method in METHODS.items():
+            if (task, name) not in chosen:
+                continue
+            setting = chosen[task, name]
+            own = [
+                row
+                for row in rows
+                if (row["task"], row["method"]) == (task, name)
+                and float(row["setting"]) == setting
+            ]
+            lines.append(
+                f"| {task} | {method.label}"
+                f"{' (uses old data)' if method.uses_old_data else ''} | "
+                f"{method.knob} {setting:g} | "
+                f"{np.mean([row['kept'] for row in own]):.1f} | "
+                f"{np.mean([row['new'] for row in own]):.1f} |"
+            )
+    return lines
+
+
+def report(folder=RESULTS, images=IMAGES):
+    """Print every table and draw every picture that has its results."""
+    for network in LENGTHS:
+        if store_of(f"search_{network}", folder).rows:
+            print(f"\n## Settings chosen, {network} network\n")
+            print("\n".join(search_table(network, folder)))
+        store = store_of(f"length_{network}", folder)
+        if store.rows:
+            print(f"\n## Rate and length, {network} network\n")
+            print("\n".join(length_table(store)))
+            name = "forgetting"
+            if network != "convolutional":
+                name += f"_{network}"
+            path = Path(images) / f"{name}.png"
+            length_picture(store, path)
+            print(f"\nThe picture: {path}")
