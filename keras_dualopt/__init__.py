@@ -2,12 +2,12 @@
 
 from keras_dualopt import bases, callbacks
 from keras_dualopt.depth import LayerDepth, layer_depth
+from keras_dualopt.files import restore_optimizer, save_without_anchors
 from keras_dualopt.interpolation import interpolate
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plots import plot_strength
 from keras_dualopt.recipes import recipe
 from keras_dualopt.reviewing import review, review_curve
-from keras_dualopt.shipping import restore_optimizer, save_without_anchors
 
 __version__ = "0.1.0"
 

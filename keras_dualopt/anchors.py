@@ -4,119 +4,225 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
-from keras_dualopt import backend
+from keras_dualopt.backend import engine
+from keras_dualopt.plan import Row
 
 # What the anchors hold; saved with them.
 NOT_TAKEN, TAKEN, DROPPED = 0, 1, 2
 
 
 class Anchors:
-    """One optimizer variable per anchored weight, and whether it was taken.
+    """θ₀ of every anchored weight, and whether it was taken.
 
     θ₀ is the value of a weight when the optimizer takes its first step. Until
     then the weights may still be loaded, so that nothing is copied in `build`.
 
     Args:
-        variables: The optimizer's variables.
-        wanted: Which of them have an anchor.
+        rows: What was decided for each weight; `Row.anchor` is kept here.
         add: Makes a tracked optimizer variable like a given one.
         remove: Untracks one.
         flag: A scalar integer variable, 0.
+        units: A variable for the size of θ₀ in each layer; `None` where
+            nothing is measured in it.
     """
 
     def __init__(
         self,
-        variables: Sequence[keras.Variable],
-        wanted: Sequence[bool],
+        rows: Sequence[Row],
         add: Callable[[keras.Variable], keras.Variable],
         remove: Callable[[keras.Variable], None],
         flag: keras.Variable,
+        units: keras.Variable | None = None,
     ) -> None:
-        self._variables = list(variables)
-        self._wanted = list(wanted)
-        self._add = add
-        self._remove = remove
+        self.rows = rows
+        self.anchored = [row for row in rows if row.anchored]
         self.flag = flag
-        self.dropped = False
-        self.slots: list[keras.Variable | None] = []
-        self.taken: list[keras.Variable] = []  # `slots` without `None`
-        # θ₀ of weights without a slot here, by their place in the model, on
+        self.units = units
+        # θ₀ of weights without a row here, by their place in the model, on
         # the host: for the optimizer that trains them again.
         self.carried: dict[str, Any] = {}
-        self._anchored = [
-            variable
-            for variable, needed in zip(variables, wanted, strict=True)
-            if needed
-        ]
+        self._add = add
+        self._remove = remove
+        self._known_taken = False
         self._make()
 
     def _make(self) -> None:
-        self.slots = [
-            self._add(variable) if wanted else None
-            for variable, wanted in zip(
-                self._variables, self._wanted, strict=True
-            )
-        ]
-        self.taken = [slot for slot in self.slots if slot is not None]
+        for row in self.anchored:
+            row.anchor = self._add(row.variable)
 
     @property
     def state(self) -> int:
         """What the anchors hold: `NOT_TAKEN`, `TAKEN` or `DROPPED`."""
-        return int(keras.ops.convert_to_numpy(self.flag.value))
+        return int(ops.convert_to_numpy(self.flag.value))
+
+    @property
+    def dropped(self) -> bool:
+        """Whether there is no memory for θ₀."""
+        return bool(self.anchored) and self.anchored[0].anchor is None
 
     def set_state(self, state: int) -> None:
         """Say what the anchors hold."""
-        backend.copy_value(
-            self.flag, keras.ops.convert_to_tensor(state, self.flag.dtype)
+        self._known_taken = False
+        engine.copy_value(
+            self.flag, ops.convert_to_tensor(state, self.flag.dtype)
         )
 
-    def capture(self, strategy: Any) -> None:
-        """In a training step, before it moves anything: θ₀ if it is the first.
+    def check(self, look: Callable[[Sequence[Any]], None]) -> None:
+        """Refuse what cannot be anchored at, before a step moves anything.
+
+        Args:
+            look: Called with the present weights (on the host), if this is
+                the first step and they are at hand.
 
         Raises:
-            ValueError: If the anchors were dropped.
+            ValueError: If the anchors were dropped, or θ₀ does not fit them.
         """
         if self.dropped:
             raise ValueError(
-                "Expected: anchors to pull the weights to. Received: an "
-                "optimizer whose anchors were dropped (`drop_anchors`). Call "
-                "`optimizer.anchor_at()` to anchor at the current weights, or "
-                "`anchor_at(model_or_weights_file)`."
+                "The anchors were dropped (`drop_anchors`), and there is "
+                "nothing to pull the weights to. Call `optimizer.anchor_at()` "
+                "to anchor at the current weights, or "
+                "`optimizer.anchor_at(model_or_weights_file)`."
             )
-        backend.capture(self.flag, self.taken, self._anchored, strategy)
+        if self._known_taken:
+            return
+        flag = engine.concrete(self.flag)
+        if flag is None:
+            return
+        if flag != NOT_TAKEN:
+            self._known_taken = True
+            return
+        values = [engine.concrete(row.variable) for row in self.anchored]
+        if not any(value is None for value in values):
+            self._check_fits(values)
+            look(values)
+
+    def _check_fits(self, values: Sequence[Any]) -> None:
+        """Prove that the anchors' dtype holds the values exactly."""
+        for row, value in zip(self.anchored, values, strict=True):
+            assert row.anchor is not None
+            check_exact(value, row.anchor.dtype, row)
+
+    def capture(self, strategy: Any) -> None:
+        """Take θ₀, before a step moves anything, if it is the first."""
+        engine.capture(
+            self.flag,
+            self.slots,
+            [row.variable for row in self.anchored],
+            self.units,
+            self._sizes,
+            strategy,
+        )
+
+    @property
+    def slots(self) -> list[keras.Variable]:
+        """The optimizer variables that hold θ₀."""
+        return [row.anchor for row in self.anchored if row.anchor is not None]
 
     def refresh(self) -> None:
         """Show the current weights until the first step."""
         if self.state == NOT_TAKEN:
-            for anchor, variable in zip(
-                self.taken, self._anchored, strict=True
-            ):
-                backend.copy_value(anchor, variable)
+            for row in self.anchored:
+                assert row.anchor is not None
+                engine.copy_value(row.anchor, row.variable)
+            self.measure()
+
+    def measure(self) -> None:
+        """Take the size of θ₀ in each layer from the anchors."""
+        if self.units is not None:
+            sizes = self._sizes([slot.value for slot in self.slots])
+            engine.copy_value(self.units, sizes)
+
+    def _sizes(self, values: Sequence[Any]) -> Any:
+        """Return the rms of θ₀ by unit; where it is 0, its neighbours'."""
+        assert self.units is not None
+        count = self.units.shape[0]
+        squares: list[Any] = [0.0] * count
+        numbers = [0] * count
+        depth = [0.0] * count
+        for row in self.rows:
+            if row.unit is not None:
+                depth[row.unit] = row.relative or 0.0
+        for row, value in zip(self.anchored, values, strict=True):
+            assert row.unit is not None
+            square = ops.square(ops.cast(value, "float32"))
+            squares[row.unit] = ops.add(squares[row.unit], ops.sum(square))
+            numbers[row.unit] += int(np.prod(row.variable.shape))
+        sizes = ops.sqrt(
+            ops.stack(
+                [
+                    ops.cast(ops.divide(square, max(number, 1)), "float32")
+                    for square, number in zip(squares, numbers, strict=True)
+                ]
+            )
+        )
+        there = ops.greater(sizes, 0.0)
+        apart = np.abs(np.subtract.outer(depth, depth)).astype("float32")
+        apart = ops.where(there[None, :], apart, np.float32(np.inf))
+        nearest = ops.equal(apart, ops.min(apart, axis=1, keepdims=True))
+        chosen = ops.cast(nearest, "float32")
+        around = ops.divide(
+            ops.sum(ops.multiply(chosen, sizes[None, :]), axis=1),
+            ops.sum(chosen, axis=1),
+        )
+        return ops.where(there, sizes, around)
 
     def move_to(self, values: Sequence[Any], carried: dict[str, Any]) -> None:
-        """Anchor at other values, aligned with the variables."""
-        for slot, value in zip(self.slots, values, strict=True):
-            if slot is not None:
-                backend.copy_value(
-                    slot, keras.ops.convert_to_tensor(value, slot.dtype)
+        """Anchor at other values, one for each row; `None`: not anchored.
+
+        Raises:
+            ValueError: If the anchors' dtype does not hold them exactly;
+                nothing is changed then.
+        """
+        for row, value in zip(self.rows, values, strict=True):
+            if row.anchor is not None:
+                check_exact(np.asarray(value), row.anchor.dtype, row)
+        for row, value in zip(self.rows, values, strict=True):
+            if row.anchor is not None:
+                engine.copy_value(
+                    row.anchor,
+                    ops.convert_to_tensor(value, row.anchor.dtype),
                 )
         self.carried = carried
+        self.measure()
         self.set_state(TAKEN)
 
     def drop(self) -> None:
         """Free the memory of θ₀."""
-        for slot in self.slots:
-            if slot is not None:
-                self._remove(slot)
-        self.slots = [None] * len(self.slots)
-        self.taken = []
+        for row in self.anchored:
+            if row.anchor is not None:
+                self._remove(row.anchor)
+                row.anchor = None
         self.carried = {}
-        self.dropped = True
         self.set_state(DROPPED)
 
     def revive(self) -> None:
         """Make room for θ₀ again after `drop`."""
         if self.dropped:
             self._make()
-            self.dropped = False
+
+
+def check_exact(value: Any, dtype: str, row: Row) -> None:
+    """Refuse to hold θ₀ in a dtype that would round it.
+
+    Raises:
+        ValueError: Naming the weight and how far off its θ₀ would be.
+    """
+    if dtype == row.variable.dtype:
+        return
+    wide = np.asarray(value).astype("float32")
+    narrow = ops.convert_to_numpy(
+        ops.cast(ops.cast(ops.convert_to_tensor(wide), dtype), "float32")
+    )
+    wrong = wide != narrow
+    if wrong.any():
+        off = np.max(np.abs(wide.astype("float64") - narrow)[wrong])
+        raise ValueError(
+            f"`anchor_dtype={dtype!r}` does not hold θ₀ exactly. Received: "
+            f"{row.path!r}, {int(wrong.sum())} of whose {wide.size} values "
+            f"would be off by up to {off:.3g}. Pass `anchor_dtype=None`, or "
+            "load weights that were published in this dtype."
+        )

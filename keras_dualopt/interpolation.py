@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from keras_dualopt import backend, sources
-from keras_dualopt.anchored import AnchoredOptimizer, unwrapped
-from keras_dualopt.compiled import optimizer_of, settle
+from keras_dualopt import sources
+from keras_dualopt.backend import engine
 from keras_dualopt.depth import layer_depth
-from keras_dualopt.plan import role
+from keras_dualopt.lookup import optimizer_of
+from keras_dualopt.optimizer import DualOpt
+from keras_dualopt.plan import Row, role
+from keras_dualopt.wrapping import settle, unwrapped
 
 # A Keras model or the path of a weights file.
 Source: TypeAlias = Any
@@ -137,7 +139,7 @@ class Way:
 def put(variables: list[keras.Variable], values: list[Any]) -> None:
     """Write values into variables."""
     for variable, value in zip(variables, values, strict=True):
-        backend.copy_value(
+        engine.copy_value(
             variable, keras.ops.convert_to_tensor(value, variable.dtype)
         )
 
@@ -152,24 +154,22 @@ def _from_anchors(
     model: keras.Model,
 ) -> tuple[list[keras.Variable], list[Any]]:
     optimizer = optimizer_of(model)
-    if optimizer._arguments.mode != "finetune":
+    if optimizer.mode != "finetune":
         raise ValueError(
             "Expected: fine-tune mode, whose anchors are θ₀. Received: scratch "
             "mode, which has none. Pass `source=`, the pretrained model or its "
             "weights file."
         )
     anchors = optimizer.anchors
-    parts = optimizer._built_parts("anchors")
-    known = {id(variable) for variable in optimizer._trainable_variables}
+    rows = optimizer.rows
+    known = {id(row.variable) for row in rows}
     for variable in model.trainable_variables:
         if id(variable) not in known:
             raise ValueError(_without(variable))
     variables, origins = [], []
-    for variable, anchor, place in zip(
-        optimizer._trainable_variables, anchors, parts.plan.places, strict=True
-    ):
-        kind = role(variable)
-        if not place.pretrained or kind == "free":
+    for row, anchor in zip(rows, anchors, strict=True):
+        variable, kind = row.variable, row.role
+        if not row.pretrained or kind == "free":
             continue
         if kind == "zero":
             origin = np.zeros(variable.shape, dtype="float32")
@@ -188,10 +188,22 @@ def _from_source(
     variables = [
         variable for variable in _pretrained(model) if role(variable) != "free"
     ]
-    wanted = [role(variable) == "anchor" for variable in variables]
-    values = sources.values_from(
-        source, model, variables, [""] * len(variables), wanted
-    )
+    rows = [
+        Row(
+            variable,
+            key="",
+            layer="",
+            relative=None,
+            pretrained=True,
+            excluded=False,
+            strength=0.0,
+            rate=1.0,
+            pulled=False,
+            anchored=role(variable) == "anchor",
+        )
+        for variable in variables
+    ]
+    values = sources.values_from(source, model, rows)
     origins = [
         np.zeros(variable.shape, dtype="float32") if value is None else value
         for variable, value in zip(variables, values, strict=True)
@@ -203,20 +215,14 @@ def _pretrained(model: keras.Model) -> list[keras.Variable]:
     """Return the pretrained weights, trained or not."""
     weights = [w for w in model.weights if "float" in w.dtype]
     optimizer = unwrapped(getattr(model, "optimizer", None))
-    decided = (
-        optimizer._parts.plan
-        if isinstance(optimizer, AnchoredOptimizer)
-        and optimizer._arguments.mode == "finetune"
-        and optimizer._parts is not None
-        else None
-    )
-    if decided is None:
-        places = layer_depth(model).place(model, weights)
-    elif isinstance(optimizer._arguments.depth, dict):
-        # Patterns speak of what is trained.
-        weights, places = optimizer._trainable_variables, decided.places
+    if (
+        isinstance(optimizer, DualOpt)
+        and optimizer.mode == "finetune"
+        and optimizer.built
+    ):
+        places = optimizer.depth.place(model, weights)
     else:
-        places = decided.depth.place(model, weights)
+        places = layer_depth(model).place(model, weights)
     return [
         weight
         for weight, place in zip(weights, places, strict=True)

@@ -1,37 +1,78 @@
 """DualOpt: any Keras optimizer's step, and a pull in the same step."""
 
+import contextlib
+import functools
 import inspect
+import logging
+import numbers
+import warnings
 import weakref
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import keras
+import numpy as np
 
-from keras_dualopt import bases, wrapping
-from keras_dualopt.anchored import AnchoredOptimizer
-from keras_dualopt.arguments import Arguments
-from keras_dualopt.depth import LayerDepth, check_head, layer_depth
-from keras_dualopt.plan import Decisions
-from keras_dualopt.reference_rate import check_reference, peak_learning_rate
+from keras_dualopt import checkpoint, sources, wrapping
+from keras_dualopt.anchors import DROPPED, NOT_TAKEN, TAKEN, Anchors
+from keras_dualopt.backend import engine
+from keras_dualopt.bases import PaperRule, accepted
+from keras_dualopt.caller import stacklevel
+from keras_dualopt.depth import (
+    LayerDepth,
+    check_head,
+    find_model,
+    layer_depth,
+    no_weights,
+    training_model,
+)
+from keras_dualopt.plan import Row, layers_of, make_rows, names_of
+from keras_dualopt.pull import Pull
+from keras_dualopt.settings import (
+    Depth,
+    Mode,
+    Reach,
+    Settings,
+    check_learning_rate,
+    reference_rate,
+)
 from keras_dualopt.summary import summary_table
 
-_SETTINGS = (
-    "mode",
-    "rollback",
-    "rollback_min",
-    "weight_decay",
-    "weight_decay_min",
-    "power",
-    "depth",
-    "exclude",
-)
+_log = logging.getLogger("keras_dualopt")
+
+
+class _Parts:
+    """What `build` makes; one object, for Keras' trackers to leave alone."""
+
+    def __init__(self, depth: LayerDepth, rows: list[Row]) -> None:
+        self.depth = depth
+        self.rows = rows
+        self.anchors: Any = None
+        self.pull: Any = None
+        # Some weights as `fit` left them: (row, value, distance from θ₀).
+        self.left: list[tuple[Row, Any, float]] = []
+
+
+class _Pending:
+    """What was asked for before there were variables to do it with.
+
+    An object, because Keras' saver would enter a model kept as an attribute.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+        self.source: Any = None
+        self.has_source = False
+        # What was said after the state was read, and wins over it.
+        self.learning_rate: float | None = None
 
 
 def _setting(name: str) -> Any:
     """Return a property that can be read, and be set until `build`."""
 
     def read(self: "DualOpt") -> Any:
-        return getattr(self._arguments, name)
+        return getattr(self.settings, name)
 
     def write(self: "DualOpt", value: Any) -> None:
         self._change_setting(name, value)
@@ -40,7 +81,7 @@ def _setting(name: str) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_dualopt")
-class DualOpt(AnchoredOptimizer):
+class DualOpt(wrapping.WrappingOptimizer):
     """Takes a base optimizer's step, then pulls each weight to its anchor.
 
     Use `mode="finetune"` on a pretrained model: every pretrained weight is
@@ -52,19 +93,29 @@ class DualOpt(AnchoredOptimizer):
         θ_pre = θ_{t−1} − η_t u_t           (the base optimizer's step)
         θ_t   = θ_pre − ρ (θ_pre − a)       0 ≤ ρ ≤ 1
 
-    | | finetune | scratch |
+    | | a | ρ |
     |---|---|---|
-    | a | θ₀, the value at this optimizer's first step | 0 |
-    | ρ | (ι₂ + (1−r)^γ (ι₁−ι₂)) η_t/η | η_t (w₂ + r^γ (w₁−w₂)) |
+    | finetune | θ₀, as found at step 1 | (ι₂ + (1−r)^γ (ι₁−ι₂)) η_t/η |
+    | with `reach` | the same θ₀ | η_t/(η_t + R) |
+    | scratch | 0 | η_t (w₂ + r^γ (w₁−w₂)) |
 
     with u_t = `base`'s direction, η_t = `learning_rate`, η =
     `reference_learning_rate`, ι₁ = `rollback`, ι₂ = `rollback_min`, w₁ =
-    `weight_decay`, w₂ = `weight_decay_min`, γ = `power`, and r = the relative
+    `weight_decay`, w₂ = `weight_decay_min`, γ = `power`, r = the relative
     depth of the weight's layer (`depth`): 0 at the shallowest, 1 at the
-    deepest. Source: Huang et al., "One Step Learning, One Step Review", AAAI
-    2024, arXiv:2401.10962 (OLOR), Eq. 3 to 9; Ning et al., "Neural Network
-    Optimization Reimagined", arXiv:2604.22838. Difference: r takes the place
-    of the papers' i/n, so that it is exactly 0 and 1 at the ends.
+    deepest, and 1/R = 1/R₂ + (1−r)^γ (1/R₁ − 1/R₂) with R₁ = `reach`, R₂ =
+    `reach_max`. With `shallow_rate` s the layer moves at η_t s^(1−r), which
+    takes the place of η_t in η_t/(η_t + R) too. Source: Huang et al., "One
+    Step Learning, One Step Review", AAAI 2024, arXiv:2401.10962 (OLOR), Eq. 3
+    to 9; Ning et al., "Neural Network Optimization Reimagined",
+    arXiv:2604.22838. Differences: r takes the place of the papers' i/n, so
+    that it is exactly 0 and 1 at the ends; `reach` and `shallow_rate` are not
+    in the papers.
+
+    With `reach` no weight is ever farther than c R from θ₀, at any learning
+    rate and after any number of steps, where c bounds the base's steps: 1 for
+    Lion, in practice about 1 for Adam (`bases.accepted.step_bound` derives c).
+    A decoupled decay λ of the base's own adds λ |θ₀| to c, weight by weight.
 
     The model is found by itself in `fit`, `train_on_batch` and in a loop of
     one's own that has the model at hand; `bind` names it explicitly.
@@ -94,8 +145,21 @@ class DualOpt(AnchoredOptimizer):
         exclude: Regular expressions (matched in full) of weights that are
             never pulled.
         reference_learning_rate: η > 0, the learning rate at which `rollback`
-            is meant. Default: the float, or the schedule's highest value.
-            Fine-tune only: it cancels in scratch mode.
+            is meant. Default: the float, or the schedule's highest value; a
+            rate that is assigned before the first step takes its place. Not
+            with `reach` or in scratch mode, which need none.
+        reach: R₁ ≥ 0, how far a weight of the shallowest layer may go from
+            θ₀: a distance, or a share of the size (rms) of the layer's θ₀,
+            such as `"20%"`; infinity: as far as it likes. Instead of
+            `rollback`. Fine-tune only, for a base whose steps are bounded
+            (Adam, AdamW, Nadam, Adamax, Lion, RMSprop, Adagrad).
+        reach_max: R₂ ≥ R₁, the same at the deepest pretrained layer. Default
+            3 R₁.
+        shallow_rate: In (0, 1], the share of the learning rate at the
+            shallowest layer: layer-wise learning rates. Default 1.
+        anchor_dtype: `None`: θ₀ is held in the weights' dtype; `"bfloat16"` or
+            `"float16"`: in half the bytes, where that holds it exactly (an
+            error at the first step says where not). Fine-tune only.
         clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
             ema_overwrite_frequency, loss_scale_factor,
             gradient_accumulation_steps, name: As in every Keras optimizer.
@@ -112,27 +176,31 @@ class DualOpt(AnchoredOptimizer):
     >>> model = keras.Sequential(
     ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
     ... )
-    >>> model.compile(DualOpt(1e-3, mode="finetune", rollback=0.05), "mse")
+    >>> model.compile(DualOpt(1e-3, mode="finetune", reach=0.05), "mse")
     """
 
     def __init__(
         self,
         learning_rate: Any = None,
-        mode: str = "finetune",
-        base: Any = "adam",
+        mode: Mode = "finetune",
+        base: str | keras.optimizers.Optimizer = "adam",
         rollback: float | None = None,
         rollback_min: float | None = None,
         weight_decay: float | None = None,
         weight_decay_min: float | None = None,
         power: float | None = None,
-        depth: Any = None,
-        exclude: Any = None,
+        depth: Depth = None,
+        exclude: str | Sequence[str] | None = None,
         reference_learning_rate: float | None = None,
+        reach: Reach | None = None,
+        reach_max: Reach | None = None,
+        shallow_rate: float = 1.0,
+        anchor_dtype: str | None = None,
         *,
         name: str = "dual_opt",
         **kwargs: Any,
     ) -> None:
-        arguments = Arguments(
+        settings = Settings(
             mode=mode,
             rollback=rollback,
             rollback_min=rollback_min,
@@ -140,30 +208,39 @@ class DualOpt(AnchoredOptimizer):
             weight_decay_min=weight_decay_min,
             power=power,
             depth=depth,
-            exclude=exclude,
+            exclude=exclude,  # type: ignore[arg-type]
+            reach=reach,
+            reach_max=reach_max,
+            shallow_rate=shallow_rate,
+            anchor_dtype=anchor_dtype,
         )
-        _check_learning_rate(learning_rate)
-        base_optimizer = wrapping.make_base(base, mode)
-        _check_owner(kwargs, type(base_optimizer))
+        learning_rate = check_learning_rate(learning_rate)
+        base_optimizer = accepted.make_base(base, mode)
+        if reach is not None:
+            accepted.step_bound(base_optimizer)
+        own = [*inspect.signature(DualOpt).parameters]
+        accepted.check_owner(kwargs, type(base_optimizer), own[:-1])
         if learning_rate is None:
             learning_rate = wrapping.own_learning_rate(base_optimizer, mode)
-        if isinstance(learning_rate, int) and not isinstance(
-            learning_rate, bool
-        ):
-            learning_rate = float(learning_rate)
-        reference = _reference(mode, reference_learning_rate, learning_rate)
-        super().__init__(
-            arguments,
-            base_optimizer,
-            reference,
-            learning_rate=learning_rate,
-            name=name,
-            **kwargs,
+        reference = reference_rate(
+            settings, reference_learning_rate, learning_rate
         )
+        super().__init__(
+            base_optimizer, learning_rate=learning_rate, name=name, **kwargs
+        )
+        self._settings = settings
+        self._reference = reference
+        self._reference_given = reference_learning_rate is not None
+        self._warned_of_rate = False
+        self._head: Any = None
+        self._names: dict[str, str] | None = None
+        self._parts: _Parts | None = None
+        self._pending = _Pending()
         # The name only: Keras' saver would enter an optimizer kept here.
         self._base_name = base if isinstance(base, str) else None
 
-    # What can be read, and set until build.
+    # What was asked for: to be read, and set until `build`.
+
     mode = _setting("mode")
     rollback = _setting("rollback")
     rollback_min = _setting("rollback_min")
@@ -171,13 +248,22 @@ class DualOpt(AnchoredOptimizer):
     weight_decay_min = _setting("weight_decay_min")
     power = _setting("power")
     exclude = _setting("exclude")
+    reach = _setting("reach")
+    reach_max = _setting("reach_max")
+    shallow_rate = _setting("shallow_rate")
+    anchor_dtype = _setting("anchor_dtype")
+
+    @property
+    def settings(self) -> Settings:
+        """The arguments that say how strongly which weights are pulled."""
+        return self._settings
 
     @property
     def depth(self) -> Any:
         """The `LayerDepth` in force; before `build`, the argument."""
         if self._parts is None:
-            return self._arguments.depth
-        return self._parts.plan.depth
+            return self.settings.depth
+        return self._parts.depth
 
     @depth.setter
     def depth(self, value: Any) -> None:
@@ -185,32 +271,91 @@ class DualOpt(AnchoredOptimizer):
 
     @property
     def reference_learning_rate(self) -> float | None:
-        """η, the learning rate at which `rollback` is meant."""
+        """η, the learning rate at which `rollback` is meant; `None`: none."""
         return self._reference
 
+    @property
+    def learning_rate(self) -> Any:
+        """η_t: the variable, or the schedule's present value."""
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        if isinstance(learning_rate, numbers.Real):
+            self._follow_rate(float(learning_rate))
+        self.set_learning_rate(learning_rate)
+
+    def _follow_rate(self, rate: float) -> None:
+        """Let η follow a rate given before the first step; warn of a later."""
+        if self._pending.state is not None:
+            self._pending.learning_rate = rate
+        if self._reference is None or self._reference_given or not rate > 0.0:
+            return
+        if not self._has_stepped():
+            # A callback that warms up begins below the rate that is meant.
+            if training_model() is None or rate > self._reference:
+                self._reference = rate
+                if self._parts is not None:
+                    self._remake_pull()
+            return
+        if rate > 1.01 * self._reference and not self._warned_of_rate:
+            self._warned_of_rate = True
+            times = rate / self._reference
+            warnings.warn(
+                f"The learning rate was set to {rate:g}, above the reference "
+                f"learning rate {self._reference:g}: the pull is {times:.3g} "
+                "times as strong. If that is not meant, pass "
+                "`reference_learning_rate=`, the highest rate there will be, "
+                "or `reach=`, which holds at every rate.",
+                stacklevel=stacklevel(),
+            )
+
+    def _has_stepped(self) -> bool:
+        if self._parts is None:
+            return self._pending.state is not None
+        self.settle()
+        state: int = self._parts.anchors.state
+        return state != NOT_TAKEN
+
     def _change_setting(self, name: str, value: Any) -> None:
-        if "_arguments" not in self.__dict__:
+        if "_settings" not in self.__dict__:
             return  # Keras' constructor sets `weight_decay`; ours comes later.
         if name == "mode":
             raise ValueError(
-                f"Expected: `mode` to stay {self.mode!r}; the other arguments "
-                f"were chosen for it. Received: {value!r}. Make a new "
-                "DualOpt(mode=...)."
+                f"`mode` stays {self.mode!r}: the other arguments were chosen "
+                f"for it. Received: {value!r}. Make a new DualOpt(mode=...)."
             )
         if name == "depth" and value is not None and self._head is not None:
             raise ValueError(
-                "Expected: either `depth` or `bind(head=...)`. Received: both."
+                "The head was named by `bind(head=...)`. Received: `depth` as "
+                "well. Give one of the two."
             )
         if self.built:
             raise ValueError(
-                f"Expected: `{name}` to stay as it was when the optimizer was "
-                f"built ({getattr(self, name)!r}). Received: {value!r}. Steps "
-                "that are compiled already would not see it. Make a new "
+                f"`{name}` cannot be changed after the optimizer was built "
+                f"with {getattr(self, name)!r}: steps that are compiled "
+                f"already would not see it. Received: {value!r}. Make a new "
                 f"DualOpt({name}=...), call `new.anchor_at(old)` on it to keep "
                 "the anchors, and compile again."
             )
-        values = {key: getattr(self._arguments, key) for key in _SETTINGS}
-        self._arguments = Arguments(**{**values, name: value})
+        values = {**vars(self.settings), name: value}
+        if name == "reach" and self.reach is None:
+            values.update(rollback=None, rollback_min=None)
+        elif name == "rollback" and self.reach is not None:
+            values.update(reach=None, reach_max=None)
+        settings = Settings(**values)
+        if settings.reach is not None:
+            accepted.step_bound(self._holder.base)
+            self._reference = None
+        elif self._reference is None and settings.mode == "finetune":
+            self._reference = reference_rate(settings, None, self._rate())
+        self._settings = settings
+        if name in ("exclude", "depth"):
+            self._names = None  # It was said of today's names.
+
+    def _rate(self) -> Any:
+        """Return the learning rate as it was given."""
+        return wrapping.own_learning_rate(self, self.mode)
 
     def bind(self, model: keras.Model, head: Any = None) -> Self:
         """Name the model whose weights will be trained; return the optimizer.
@@ -233,21 +378,22 @@ class DualOpt(AnchoredOptimizer):
             if model is self._model_reference() and head is None:
                 return self
             raise ValueError(
-                "Expected: `bind` before the optimizer is built. Received: "
+                "`bind` comes before the optimizer is built. Received: "
                 f"{model.name!r} for an optimizer that was built on the "
                 "variables of another model or head. Make a new DualOpt for "
                 "each model."
             )
         if head is not None and self.mode == "scratch":
             raise ValueError(
-                "Expected: no `head` in scratch mode, where the output layer "
+                "`head` has no meaning in scratch mode, where the output layer "
                 f"counts as the deepest. Received: head={head!r}."
             )
-        if head is not None and self._arguments.depth is not None:
+        if head is not None and self.settings.depth is not None:
             raise ValueError(
-                "Expected: either `depth=` or `bind(head=...)`. Received: "
-                "both. Give the head to `layer_depth(model, head=...)` and "
-                "pass the result as `depth`."
+                "`depth` says already which weights are new. Received: "
+                "`bind(head=...)` as well. Give the head to "
+                "`layer_depth(model, head=...)` and pass the result as "
+                "`depth`."
             )
         if head is not None and model.built and model.weights:
             check_head(model, head)
@@ -255,48 +401,409 @@ class DualOpt(AnchoredOptimizer):
         self._head = head
         return self
 
+    # Building.
+
+    def decide(self, variables: Sequence[keras.Variable]) -> None:
+        """Decide each variable's depth, strength and anchor."""
+        model = self._find_model(variables)
+        depth, rows = make_rows(
+            self.settings, model, self._head, variables, self._names
+        )
+        accepted.warn_if_narrow(self._holder.base, variables)
+        self._parts = _Parts(depth, rows)
+        if model is not None:
+            self._model_reference = weakref.ref(model)
+        self.note_trainer()
+
+    def add_state(self, variables: Sequence[keras.Variable]) -> None:
+        """Create θ₀ and what belongs to it; do what was asked for before."""
+        parts = self._built("anchors")
+        units = {row.unit for row in parts.rows} - {None}
+        with engine.replicated(self.strategy):
+            flag, *sizes = (
+                self.add_variable(
+                    shape=shape,
+                    dtype=dtype,
+                    aggregation="only_first_replica",
+                    name=name,
+                )
+                for name, shape, dtype in [
+                    ("anchors_taken", (), "int32"),
+                    ("reach_units", (len(units),), "float32"),
+                ][: 2 if units else 1]
+            )
+        parts.anchors = Anchors(
+            parts.rows,
+            lambda variable: self.add_like(variable, self.anchor_dtype),
+            self.forget,
+            flag,
+            *sizes,
+        )
+        self._make_pull()
+        pending = self._pending
+        if pending.state is not None:
+            self._restore(pending.state)
+        if pending.has_source:
+            self._move_anchors(pending.source)
+            pending.source, pending.has_source = None, False
+
+    def _find_model(
+        self, variables: Sequence[keras.Variable]
+    ) -> keras.Model | None:
+        model = self._model_reference()
+        if model is None and self._head is not None:
+            raise ValueError(
+                "The model given to `bind(model, head=...)` no longer exists. "
+                "Call `bind` with the model that is to be trained."
+            )
+        if model is None:
+            try:
+                return find_model(variables)
+            except ValueError:
+                # A dict of depths needs no model; to know it is better.
+                if variables and isinstance(self.settings.depth, dict):
+                    return None
+                raise
+        if not variables and not model.weights:
+            raise no_weights()
+        own = {id(variable) for variable in model.variables}
+        for variable in variables:
+            if id(variable) not in own:
+                raise ValueError(
+                    f"The optimizer is bound to {model.name!r}. Received: "
+                    f"{variable.path!r} of another model. Make a new DualOpt "
+                    "for each model."
+                )
+        return model
+
+    def _built(self, what: str) -> _Parts:
+        if self._parts is None:
+            raise ValueError(
+                "The optimizer has not seen its variables, so that it has no "
+                f"{what} yet. Call "
+                "`optimizer.build(model.trainable_variables)` or train first."
+            )
+        return self._parts
+
+    # The step: θ₀, the base's step, the pull.
+
+    def check_start(self) -> None:
+        """Refuse to train, before a step moves anything.
+
+        Raises:
+            ValueError: If the anchors were dropped, do not hold θ₀ exactly, or
+                what was given before `build` was refused.
+        """
+        if self._pending.state is not None or self._pending.has_source:
+            raise ValueError(
+                "The state or the anchors given before the optimizer was built "
+                "did not fit the model and were refused. Load a file that "
+                "fits, or make a new optimizer."
+            )
+        if self.mode == "finetune":
+            parts = self._built("anchors")
+            parts.anchors.check(self._look_at)
+            if parts.left:
+                self._check_left()
+
+    def before_step(self) -> None:
+        """Take θ₀ in the first step."""
+        if self.mode == "finetune":
+            self._built("anchors").anchors.capture(self.strategy)
+
+    @property
+    def pull(self) -> Pull:
+        """θ_pre ↦ θ_pre − ρ (θ_pre − a), for every variable."""
+        pull: Pull = self._built("pull").pull
+        return pull
+
+    def _make_pull(self) -> None:
+        parts = self._built("pull")
+        reach = self.settings.reach is not None
+        parts.pull = Pull(
+            [row.level(reach) for row in parts.rows],
+            [row.anchor for row in parts.rows],
+            1.0 if self._reference is None else self._reference,
+            reach,
+            parts.anchors.units,
+        )
+        base = self._holder.base
+        if isinstance(base, PaperRule):
+            base.pull = parts.pull
+
+    def _remake_pull(self) -> None:
+        """Pull otherwise from now on, also in compiled steps."""
+        self._make_pull()
+        self.retrace()
+
+    def _look_at(self, values: Sequence[Any]) -> None:
+        """Say at the first step what is anchored; warn where it looks wrong."""
+        parts = self._built("anchors")
+        rows = parts.anchors.anchored
+        for row, value in zip(rows, values, strict=True):
+            if not np.isfinite(np.asarray(value, dtype="float32")).all():
+                raise ValueError(
+                    "The pretrained weights must be finite. Received: NaN or "
+                    f"infinity in {row.path!r}. Load the weights again."
+                )
+        layers = layers_of(parts.rows)
+        head = [layer[0].layer for layer in layers if layer[0].relative is None]
+        count = sum(any(row.anchored for row in layer) for layer in layers)
+        _log.info(
+            "%d of %d trained layers are anchored at their present weights; "
+            "taken for the new head: %s.",
+            count,
+            len(layers),
+            ", ".join(head) or "none",
+        )
+        fresh = _fresh_layers(rows, values)
+        if fresh:
+            warnings.warn(
+                "These layers count as pretrained, but look as if they were "
+                f"never trained: {_some(fresh)}. They are anchored at their "
+                "random weights. If they are new, name them: "
+                "`optimizer.bind(model, head=[...])` before training.",
+                stacklevel=stacklevel(),
+            )
+        moved = [
+            row.path
+            for row, value in zip(rows, values, strict=True)
+            if _was_left(row, value)
+        ]
+        if moved:
+            warnings.warn(
+                "Another DualOpt has trained these weights already, and the "
+                "new one anchors at where it left them: "
+                f"{_some(moved)}. To keep the pretrained weights as anchors, "
+                "call `new.anchor_at(old)` before training; `anchor_at()` says "
+                "that a new stage is meant.",
+                stacklevel=stacklevel(),
+            )
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """At the end of `fit`: averages into the model, and a last look."""
+        super().finalize_variable_values(var_list)
+        model = training_model()
+        if model is not None and not self.trains(var_list, model):
+            # TensorFlow has compiled the step and went on with the old list.
+            warnings.warn(
+                "Layers were frozen or unfrozen without a new `compile`, and "
+                "TensorFlow went on training the weights of before. Call "
+                "`model.compile` with a new DualOpt, and `new.anchor_at(old)` "
+                "to keep the anchors.",
+                stacklevel=stacklevel(),
+            )
+        if self._parts is not None and self.mode == "finetune":
+            self._note_left()
+
+    def _note_left(self) -> None:
+        """Remember where `fit` has left the weights."""
+        parts = self._built("anchors")
+        parts.left = []
+        for row in _watched(parts.anchors.anchored):
+            if row.anchor is None:
+                continue
+            value = engine.concrete(row.variable)
+            anchor = engine.concrete(row.anchor)
+            if value is None or anchor is None:
+                continue
+            value = np.array(value)
+            way = float(np.max(np.abs(value - anchor.astype(value.dtype))))
+            if way > 0.0:
+                parts.left.append((row, value, way))
+                digest = _digest(value)
+                _note(row, functools.partial(_is, digest))
+
+    def _check_left(self) -> None:
+        """Warn where weights were exchanged since, and θ₀ was not."""
+        parts = self._built("anchors")
+        left, parts.left = parts.left, []
+        for row, value, way in left:
+            now = engine.concrete(row.variable)
+            if now is None:
+                continue
+            # Not what interpolation or an earlier epoch's weights are.
+            if np.max(np.abs(np.array(now) - value)) > 4.0 * way:
+                warnings.warn(
+                    f"{row.path!r} and perhaps others were given new values "
+                    "after training began; the pull leads back to the anchors "
+                    "of before. Call `optimizer.anchor_at()` to anchor at the "
+                    "new weights.",
+                    stacklevel=stacklevel(),
+                )
+                return
+
+    # The anchors' public life.
+
+    @property
+    def rows(self) -> list[Row]:
+        """One row for each variable the optimizer was built on.
+
+        Raises:
+            ValueError: Before `build`.
+        """
+        return list(self._built("rows").rows)
+
+    @property
+    def anchors(self) -> list[keras.Variable | None]:
+        """θ₀ for each variable the optimizer was built on; `None`: none.
+
+        Between `build` and the first step these are the current weights.
+
+        Raises:
+            ValueError: Before `build`.
+        """
+        parts = self._built("anchors")
+        self.settle()
+        if not parts.anchors.dropped:
+            parts.anchors.refresh()
+        return [row.anchor for row in parts.rows]
+
+    @property
+    def carried(self) -> dict[str, Any]:
+        """θ₀ of weights that are not trained now, by place, on the host."""
+        if self._parts is None or self._parts.anchors is None:
+            return {}
+        return dict(self._parts.anchors.carried)
+
+    def anchor_at(self, source: Any = None) -> Self:
+        """Choose new anchors; return the optimizer.
+
+        Args:
+            source: `None`: the current weights (a new stage). A model of the
+                same architecture or its pretrained part, or a weights file.
+                Another `DualOpt`, whose anchors are taken over (freeze → fit →
+                unfreeze → compile again), also those of weights that are
+                frozen now; variables it has no anchor for take their current
+                weights. Before `build` the source is kept, and read when the
+                optimizer is built.
+
+        Raises:
+            ValueError: In scratch mode; if the source lacks a weight, has one
+                of another shape, or one that is not finite. The anchors are
+                as they were then.
+            TypeError: If the source is none of these.
+        """
+        self._only_in_finetune("anchor_at")
+        source = wrapping.unwrapped(source)
+        if isinstance(source, DualOpt):
+            source = source._earlier()
+        else:
+            sources.check_source(source)
+        if self._parts is not None:
+            self._move_anchors(source)
+        else:
+            self._pending.source, self._pending.has_source = source, True
+        return self
+
+    def _move_anchors(self, source: Any) -> None:
+        parts = self._built("anchors")
+        self.settle()
+        model = self._model_reference()
+        values = sources.values_from(source, model, parts.rows)
+        carried = sources.carried_from(source, model, parts.rows)
+        dropped = parts.anchors.dropped
+        parts.anchors.revive()
+        try:
+            parts.anchors.move_to(values, carried)
+        except ValueError:
+            if dropped:
+                parts.anchors.drop()
+            raise
+        if dropped:
+            self._remake_pull()
+
+    def _earlier(self) -> sources.Earlier:
+        self._only_in_finetune("anchor_at(optimizer)")
+        parts = self._built("anchors")
+        if parts.anchors.dropped:
+            raise ValueError(
+                "The anchors of the other DualOpt were dropped. Give a model "
+                "or a weights file instead."
+            )
+        self.settle()
+        parts.anchors.refresh()
+        return sources.Earlier(
+            parts.rows, parts.anchors.carried, self._model_reference()
+        )
+
+    def drop_anchors(self) -> None:
+        """Forget θ₀, to ship a file without a second copy of the weights.
+
+        It is saved: the file loads and evaluates, and the next training step
+        is an error that names `anchor_at`.
+
+        Raises:
+            ValueError: Before `build`, and in scratch mode.
+        """
+        self._only_in_finetune("drop_anchors")
+        parts = self._built("anchors")
+        self.settle()
+        parts.anchors.drop()
+        self._remake_pull()
+
+    @contextlib.contextmanager
+    def without_anchors(self) -> Iterator[None]:
+        """Let the optimizer be saved, for a moment, as if it had no anchors.
+
+        They stay: dropping and remaking them would leave compiled steps with
+        variables that are no longer there.
+        """
+        anchors = None if self._parts is None else self._parts.anchors
+        if anchors is None or anchors.state != TAKEN:
+            yield  # Anchors that were not taken are not written.
+            return
+        anchors.set_state(DROPPED)
+        try:
+            yield
+        finally:
+            anchors.set_state(TAKEN)
+
+    def _only_in_finetune(self, name: str) -> None:
+        if self.mode != "finetune":
+            raise ValueError(
+                f"`{name}` needs fine-tune mode. Received: scratch mode, where "
+                "every weight is pulled towards 0 and there are no anchors."
+            )
+
+    # Config and files.
+
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal optimizer."""
         config: dict[str, Any] = super().get_config()
-        depth: Any = self._arguments.depth
+        depth: Any = self.settings.depth
         if self._head is not None:
             # What was bound by hand would not be found by itself.
-            if self._parts is not None:
-                depth = self._parts.plan.depth
-            else:
-                depth = self._depth_of_bound_model()
+            depth = self._depth_of_bound_model()
         if isinstance(depth, LayerDepth):
             depth = keras.saving.serialize_keras_object(depth)
         elif depth is not None:
             # A list: the order of the patterns decides.
             depth = [[pattern, value] for pattern, value in depth.items()]
         config.update(
-            mode=self.mode,
-            base=self._base_name or wrapping.base_to_config(self._holder.base),
-            rollback=self.rollback,
-            rollback_min=self.rollback_min,
-            weight_decay=self.weight_decay,
-            weight_decay_min=self.weight_decay_min,
-            power=self.power,
+            vars(self.settings),
+            base=self._base_name or accepted.base_to_config(self._holder.base),
             depth=depth,
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,
         )
-        decided = self._decided
-        if self._parts is not None and self._parts.plan.lasting:
-            decided = self._parts.plan.decisions()
-        if decided and (self.exclude or isinstance(depth, list)):
-            # Paths may be others after a reload; places are not.
-            config["decided"] = decided
+        if self.exclude or isinstance(depth, list):
+            # Patterns speak of paths, and a reloaded model may lose a prefix.
+            names = names_of(self._model_reference()) if self.built else None
+            names = names or self._names
+            if names:
+                config["names"] = names
         return config
 
     def _depth_of_bound_model(self) -> LayerDepth:
+        if self._parts is not None:
+            return self._parts.depth
         model = self._model_reference()
         if model is None or not model.built:
             raise ValueError(
-                "Expected: a built model, to write the head given to "
-                "`bind(model, head=...)` into the config. Received: "
-                + ("none any more" if model is None else "one not built yet")
+                "The head given to `bind(model, head=...)` goes into the "
+                "config as depths of the model, which "
+                + ("no longer exists" if model is None else "is not built yet")
                 + ". Build the model first."
             )
         return layer_depth(model, head=self._head)
@@ -307,7 +814,7 @@ class DualOpt(AnchoredOptimizer):
     ) -> "DualOpt":
         """Return an optimizer equal to the one `get_config` was called on."""
         config = dict(config)
-        config["base"] = wrapping.base_from_config(
+        config["base"] = accepted.base_from_config(
             config.get("base", "adam"), custom_objects
         )
         depth = config.get("depth")
@@ -317,33 +824,184 @@ class DualOpt(AnchoredOptimizer):
             config["depth"] = keras.saving.deserialize_keras_object(
                 depth, custom_objects=custom_objects
             )
-        decided = config.pop("decided", None)
+        config.pop("decided", None)  # Of version 0.1.
+        names = config.pop("names", None)
         optimizer: DualOpt = super().from_config(
             config, custom_objects=custom_objects
         )
-        optimizer._remember(decided)
+        optimizer._names = names
         return optimizer
 
-    def _remember(self, decided: Decisions | None) -> None:
-        self._decided = decided
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state, each entry by what it is and which weight it has."""
+        if self._parts is None:
+            if self._pending.source is not None:
+                raise ValueError(
+                    "The anchors given to `anchor_at` cannot be saved before "
+                    "the optimizer has seen its variables. Call "
+                    "`optimizer.build(model.trainable_variables)` first."
+                )
+            if self._pending.state is not None:
+                checkpoint.rewrite(self._pending.state, store)
+            return
+        self.settle()
+        anchors = self._parts.anchors
+        checkpoint.write(
+            self._table(), store, anchors.state, self._labels(), anchors.carried
+        )
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the state; before `build`, keep it until then.
+
+        Raises:
+            ValueError: If the state does not fit; it names the first
+                difference, and no variable has been written then.
+        """
+        found = checkpoint.read(store)
+        if found is not None:
+            self._pending.learning_rate = None
+            if self._parts is None:
+                self._pending.state = found
+            else:
+                self._restore(found)
+            return
+        count = len(list(store.keys()))
+        if self._pending.state is not None:
+            self._pending.state = None
+            warnings.warn(
+                "The state of a DualOpt read before was discarded: a file "
+                "without one was read over it. Its weights will be the "
+                "anchors, from step 0. To go on from the earlier state, load "
+                "its file last; to anchor at other weights, call `anchor_at`.",
+                stacklevel=stacklevel(),
+            )
+            return
+        trained = self._parts is not None and (
+            self._parts.anchors.state == TAKEN
+        )
+        if self._parts is not None:
+            self._parts.left = []
+        checkpoint.warn_foreign(count, trained)
+
+    def _restore(self, found: dict[str, Any]) -> None:
+        parts = self._built("state")
+        anchors = parts.anchors
+        flag = checkpoint.flag_of(found)
+        revived = flag != DROPPED and anchors.dropped
+        if revived:
+            anchors.revive()
+        try:
+            pairs = checkpoint.match(self._table(), found, self._labels())
+        except ValueError:
+            if revived:
+                anchors.drop()
+            raise
+        sizes_found = False
+        for variable, array in pairs:
+            sizes_found |= variable is anchors.units
+            engine.copy_value(
+                variable, keras.ops.convert_to_tensor(array, variable.dtype)
+            )
+        rate = self._pending.learning_rate
+        self._pending = _Pending()
+        if flag == DROPPED:
+            anchors.drop()
+        else:
+            anchors.set_state(flag)
+            anchors.carried = checkpoint.carried_of(found)
+            if not sizes_found:
+                anchors.measure()
+        self._restore_reference(found)
+        if revived or flag == DROPPED:
+            self._remake_pull()
+        parts.left = []
+        if flag == TAKEN:
+            # The weights may be read after this: any but θ₀ were moved.
+            for row in _watched(anchors.anchored):
+                digest = _digest(engine.concrete(row.anchor))
+                _note(row, functools.partial(_is_not, digest))
+        if rate is not None and self.learning_rate_is_variable():
+            self.learning_rate = rate  # Assigned after the file was read.
+
+    def _restore_reference(self, found: dict[str, Any]) -> None:
+        """Take η over where the learning rate was, so that ρ is as before."""
+        reference = found["manifest"]["settings"].get("reference")
+        if None in (reference, self._reference) or reference == self._reference:
+            return
+        if "learning_rate" not in found["arrays"] or not (
+            self.learning_rate_is_variable()
+        ):
+            warnings.warn(
+                f"The state was written at reference learning rate "
+                f"{reference!r}, with a learning rate of another kind (a "
+                "schedule on one side). The pull is measured against "
+                f"{self._reference!r}; pass `reference_learning_rate=` to "
+                "choose.",
+                stacklevel=stacklevel(),
+            )
+            return
+        self._reference = reference
+        self._remake_pull()
+
+    def _table(self) -> checkpoint.Table:
+        parts = self._built("state")
+        scalars = {
+            "iterations": self.iterations,
+            "learning_rate": self._learning_rate,
+            "anchors_taken": parts.anchors.flag,
+        }
+        if parts.anchors.units is not None:
+            scalars["reach_units"] = parts.anchors.units
+        return checkpoint.table(
+            parts.rows, self.variables, (self, self._holder.base), scalars
+        )
+
+    def _labels(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "base": accepted.label(self._holder.base),
+            "reference": self._reference,
+        }
+
+    # What a person sees.
 
     def summary(self, print_fn: Callable[[str], Any] = print) -> None:
         """Print one table: what is pulled, how strongly, at what memory.
 
+        Strengths are those at the present learning rate.
+
         Raises:
             ValueError: Before `build`.
         """
-        built = self._built_parts("depths")
+        parts = self._built("depths")
+        self.settle()
+        if not parts.anchors.dropped:
+            parts.anchors.refresh()
         print_fn(
             summary_table(
-                built.plan,
-                self._arguments,
+                parts.rows,
+                parts.pull,
+                self.settings,
                 self._reference,
+                float(keras.ops.convert_to_numpy(self.learning_rate)),
                 type(self._holder.base).__name__,
-                self._trainable_variables,
-                built.anchors.slots,
-                built.anchors.carried,
+                parts.anchors.carried,
             )
+        )
+
+    def __repr__(self) -> str:
+        """Name the arguments that say what is done."""
+        first, second = self.settings.level_names
+        rate = (
+            f"{float(keras.ops.convert_to_numpy(self._learning_rate)):g}"
+            if self.learning_rate_is_variable()
+            else type(self._learning_rate).__name__
+        )
+        return (
+            f"<DualOpt mode={self.mode!r} base="
+            f"{self._base_name or type(self._holder.base).__name__!r} "
+            f"learning_rate={rate} {first}={getattr(self, first)!r} "
+            f"{second}={getattr(self, second)!r} power={self.power!r}>"
         )
 
     def exclude_from_weight_decay(
@@ -351,78 +1009,68 @@ class DualOpt(AnchoredOptimizer):
     ) -> None:
         """Raise: patterns belong to the argument `exclude`."""
         raise ValueError(
-            "Expected: `DualOpt(exclude=[...])`, regular expressions matched "
-            "in full against the weights' paths, which is saved with the "
-            "optimizer. Received: exclude_from_weight_decay("
+            "`DualOpt(exclude=[...])` takes regular expressions, matched in "
+            "full against the weights' paths, and is saved with the optimizer. "
+            "Received: exclude_from_weight_decay("
             f"var_list={var_list!r}, var_names={var_names!r})."
         )
 
 
-def _reference(mode: str, given: Any, learning_rate: Any) -> float | None:
-    if mode == "scratch":
-        if given is not None:
-            raise ValueError(
-                "Expected: no `reference_learning_rate` in scratch mode, where "
-                "it cancels (the pull is learning rate × weight decay). "
-                f"Received: {given!r}."
-            )
-        return None
-    if given is None:
-        return peak_learning_rate(learning_rate)
-    return check_reference(given, "`reference_learning_rate`")
+# How weights were left, so that a new optimizer does not take tuned weights for
+# pretrained ones without a word: by the variable's id, the variable, and what
+# tells whether a value is one that another DualOpt has moved.
+_left: dict[int, tuple[Any, Callable[[Any], bool]]] = {}
+
+# Of so many small weights; to keep all would be another copy of the model.
+_WATCHED = 16
 
 
-def _check_owner(
-    given: Mapping[str, Any], base: type[keras.optimizers.Optimizer]
-) -> None:
-    """Refuse arguments of the base, and show where they belong."""
-    # The backend's own constructor passes everything on.
-    common = {
-        name
-        for kind in keras.optimizers.Optimizer.__mro__
-        for name in inspect.signature(kind.__init__).parameters
+def _watched(rows: Sequence[Row]) -> list[Row]:
+    large = [row for row in rows if int(np.prod(row.variable.shape)) > 1]
+    return sorted(large, key=lambda row: int(np.prod(row.variable.shape)))[
+        :_WATCHED
+    ]
+
+
+def _digest(value: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(value).tobytes())
+
+
+def _is(digest: int, value: Any) -> bool:
+    return _digest(value) == digest
+
+
+def _is_not(digest: int, value: Any) -> bool:
+    return _digest(value) != digest
+
+
+def _note(row: Row, moved: Callable[[Any], bool]) -> None:
+    _left[id(row.variable)] = (weakref.ref(row.variable), moved)
+
+
+def _was_left(row: Row, value: Any) -> bool:
+    variable, moved = _left.get(id(row.variable), (None, None))
+    if variable is None or variable() is not row.variable:
+        return False
+    assert moved is not None
+    return moved(value)
+
+
+def _fresh_layers(rows: Sequence[Row], values: Sequence[Any]) -> list[str]:
+    """Return layers whose bias or scale is where an initializer puts it.
+
+    Only where others are not: then they were trained, and these were not.
+    """
+    biases = {
+        row.layer: np.asarray(value, dtype="float32")
+        for row, value in zip(rows, values, strict=True)
+        if row.path.rpartition("/")[2] in ("bias", "beta")
+        and int(np.prod(row.variable.shape)) > 1
     }
-    for name, value in given.items():
-        if name in common:
-            continue
-        for kind in (base, *_BASES):
-            if name in inspect.signature(kind).parameters:
-                raise ValueError(
-                    "Expected: arguments of DualOpt. Received: "
-                    f"{name}={value!r}, which belongs to the base: "
-                    f"`base={_place_of(kind)}.{kind.__name__}"
-                    f"({name}={value!r})`."
-                )
+    fresh = [layer for layer, value in biases.items() if not value.any()]
+    return fresh if len(fresh) < len(biases) else []
 
 
-# Whose arguments are looked for, beside those of the base in use.
-_BASES = (
-    bases.Adam,
-    bases.SGD,
-    keras.optimizers.Adam,
-    keras.optimizers.SGD,
-)
-
-
-def _place_of(kind: type) -> str:
-    for package in ("keras_dualopt.bases", "keras.optimizers"):
-        if kind.__module__.startswith(package.partition(".")[0] + "."):
-            return package
-    return kind.__module__
-
-
-def _check_learning_rate(value: Any) -> None:
-    if isinstance(value, keras.optimizers.Optimizer):
-        raise TypeError(
-            "Expected: `learning_rate` to be a float, a schedule or a "
-            f"callable. Received: the optimizer {type(value).__name__}. To "
-            "take its steps pass it as the base: "
-            f"`DualOpt(base=keras.optimizers.{type(value).__name__}(...))`."
-        )
-    if isinstance(value, bool | str) or not (
-        value is None or isinstance(value, int | float) or callable(value)
-    ):
-        raise TypeError(
-            "Expected: `learning_rate` to be a float, a schedule or a "
-            f"callable. Received: {type(value).__name__} {value!r}."
-        )
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")

@@ -1,34 +1,30 @@
-"""What `build` decides for every variable: depth, strength, anchored or not."""
+"""What `build` decides for every weight: one row each, and rows by layer."""
 
 import dataclasses
+import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import keras
 
-from keras_dualopt.arguments import Arguments
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import (
-    DepthRow,
     LayerDepth,
-    Place,
     depth_from_patterns,
     layer_depth,
+    place_keys,
 )
-from keras_dualopt.penalty import decay_strength, rollback_strength
+from keras_dualopt.pull import Level
+from keras_dualopt.settings import Settings
 
 # The names that Keras gives to LoRA's factors (`Layer.enable_lora`).
 _LORA_ZERO = ("lora_kernel_b", "lora_embeddings_b")
 _LORA_FREE = ("lora_kernel_a", "lora_embeddings_a")
 
-# Decisions by the weight's place in the model: relative depth, pretrained,
-# excluded. What a config keeps of patterns, since names change on reload.
-Decisions = Mapping[str, Sequence[Any]]
 
-
-def role(variable: keras.Variable) -> str:
+def role(variable: keras.Variable) -> Literal["anchor", "zero", "free"]:
     """Return what a pretrained layer's weight is pulled to in fine-tune mode.
 
     `"anchor"`: its θ₀. `"zero"`: LoRA's factor b, whose product with a is a
@@ -43,206 +39,285 @@ def role(variable: keras.Variable) -> str:
     return "zero" if name in _LORA_ZERO else "anchor"
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The decisions of `build`, aligned with the optimizer's variables.
+@dataclasses.dataclass(eq=False)
+class Row:
+    """One trained weight.
 
     Args:
-        depth: The depths in force.
-        places: For each variable, its place in the model.
-        excluded: For each variable, whether `exclude` names it.
-        strengths: For each variable, its share of the pull; 0.0: none.
-        anchored: For each variable, whether it gets a θ₀.
-        lasting: Whether `Place.key` is the same in a copy of the model.
+        variable: The weight.
+        key: Its place in the model, the same in every copy of it.
+        layer: The path of the layer that owns it.
+        relative: Its relative depth in [0, 1]; `None` for the head.
+        pretrained: Whether it counts as pretrained.
+        excluded: Whether `exclude` names it.
+        strength: What sets its pull: the share of the way back per step at the
+            reference learning rate, the weight decay, or R with `reach` (in
+            the unit of weights, or of `unit`).
+        rate: The share of the learning rate that it moves at.
+        pulled: Whether it is pulled at all.
+        anchored: Whether it gets a θ₀.
+        unit: Which layer's size R is measured in; `None`: the unit of weights.
+        anchor: The optimizer variable that holds θ₀, while there is one.
     """
 
-    depth: LayerDepth
-    places: list[Place]
-    excluded: list[bool]
-    strengths: list[float]
-    anchored: list[bool]
-    lasting: bool
+    variable: keras.Variable
+    key: str
+    layer: str
+    relative: float | None
+    pretrained: bool
+    excluded: bool
+    strength: float
+    rate: float
+    pulled: bool
+    anchored: bool
+    unit: int | None = None
+    anchor: keras.Variable | None = None
 
-    def decisions(self) -> Decisions:
-        """Return what patterns have decided, by place."""
-        return {
-            place.key: [place.relative, place.pretrained, free]
-            for place, free in zip(self.places, self.excluded, strict=True)
-        }
+    @property
+    def path(self) -> str:
+        """The weight's Keras path."""
+        path: str = self.variable.path
+        return path
+
+    @property
+    def role(self) -> str:
+        """What it would be pulled to; see `role`."""
+        return role(self.variable)
+
+    def level(self, reach: bool) -> Level:
+        """Return what `Pull` is to do with it."""
+        nothing = math.inf if reach else 0.0
+        amount = self.strength if self.pulled else nothing
+        return Level(amount, self.rate, self.unit if self.pulled else None)
 
 
-def make_plan(
-    arguments: Arguments,
+# What is saved of names that patterns were written for: path by place.
+Names = Mapping[str, str]
+
+
+def make_rows(
+    settings: Settings,
     model: keras.Model | None,
     head: Any,
     variables: Sequence[keras.Variable],
-    decided: Decisions | None = None,
-) -> Plan:
+    names: Names | None = None,
+) -> tuple[LayerDepth, list[Row]]:
     """Decide for every variable.
 
     Args:
-        arguments: The arguments of DualOpt.
+        settings: The arguments of DualOpt.
         model: The model that owns the variables, if it is known.
         head: What `bind` was told of the head.
         variables: The variables to train.
-        decided: What patterns decided in a model that this one is a copy of.
+        names: The paths that the weights had, by place, in a model that this
+            one is a copy of: patterns may speak of those.
+
+    Returns:
+        The depths in force, and one row for each variable.
 
     Raises:
         ValueError: If the depths do not fit the variables, a pattern matches
             nothing, or fine-tune mode finds nothing that was pretrained.
     """
-    keys = _lasting_keys(arguments, model, variables)
-    if decided is not None and keys and all(key in decided for key in keys):
-        excluded = [bool(decided[key][2]) for key in keys]
-    else:
-        decided = None
-        excluded = _excluded(arguments.exclude, model, variables)
-    if decided is not None and isinstance(arguments.depth, Mapping):
-        depth = _decided_depth(decided, keys, variables)
-        places = [_place(row) for row in depth.rows]
-    else:
-        depth = _depth(arguments, model, head, variables)
-        places = depth.place(model, variables)
-    if keys:
-        places = [
-            dataclasses.replace(place, key=key)
-            for place, key in zip(places, keys, strict=True)
-        ]
-    if _is_one_output_layer(arguments, depth):
-        places = [dataclasses.replace(p, relative=1.0) for p in places]
-    strengths, anchored = [], []
-    for variable, place, free in zip(variables, places, excluded, strict=True):
-        kind = role(variable)
-        relative = place.relative if place.pretrained else None
-        if relative is None or free or kind == "free":
-            strengths.append(0.0)
-        else:
-            strengths.append(_strength(arguments, relative))
-        anchored.append(
-            arguments.mode == "finetune"
-            and relative is not None
-            and kind == "anchor"
-        )
-    lasting = model is not None
-    plan = Plan(depth, places, excluded, strengths, anchored, lasting)
-    if arguments.mode == "finetune":
-        _check_something_is_pretrained(plan, variables)
-    return plan
-
-
-def _lasting_keys(
-    arguments: Arguments,
-    model: keras.Model | None,
-    variables: Sequence[keras.Variable],
-) -> list[str]:
-    """Return the places of the variables where patterns speak of them."""
-    by_pattern = isinstance(arguments.depth, Mapping) or arguments.exclude
-    if model is None or not by_pattern:
-        return []
-    places = layer_depth(model, head=()).place(model, variables)
-    return [place.key for place in places]
-
-
-def _decided_depth(
-    decided: Decisions,
-    keys: Sequence[str],
-    variables: Sequence[keras.Variable],
-) -> LayerDepth:
-    values = sorted({r for r, *_ in decided.values() if r is not None})
-    return LayerDepth(
-        [
-            DepthRow(
-                path=variable.path,
-                layer=variable.path.rpartition("/")[0],
-                index=None if relative is None else values.index(relative),
-                relative=relative,
-                pretrained=pretrained,
-                shape=tuple(variable.shape),
-                key=key,
-            )
-            for key, variable in zip(keys, variables, strict=True)
-            for relative, pretrained, _ in [decided[key]]
-        ]
+    known = [*variables] if model is None else [*model.weights]
+    aliases = _aliases(names or {}, model, known)
+    excluded = _by_name(
+        lambda names: _excluded(settings.exclude, known, variables, names),
+        aliases,
     )
-
-
-def _place(row: DepthRow) -> Place:
-    return Place(
-        row.key, row.path, row.layer, row.index, row.relative, row.pretrained
-    )
-
-
-def _depth(
-    arguments: Arguments,
-    model: keras.Model | None,
-    head: Any,
-    variables: Sequence[keras.Variable],
-) -> LayerDepth:
-    given = arguments.depth
+    given = settings.depth
     if isinstance(given, LayerDepth):
-        return given
-    if given is not None:
-        known = [] if model is None else model.weights
-        return depth_from_patterns(given, variables, known)
-    if arguments.mode == "scratch":
-        head = ()
-    return layer_depth(model, head=head)
-
-
-def _is_one_output_layer(arguments: Arguments, depth: LayerDepth) -> bool:
-    """Tell scratch mode's model of one layer, which is the output layer."""
-    return (
-        arguments.mode == "scratch"
-        and not isinstance(arguments.depth, Mapping)
+        depth = given
+    elif given is not None:
+        patterns = given
+        depth = _by_name(
+            lambda names: depth_from_patterns(
+                patterns, variables, model, names
+            ),
+            aliases,
+        )
+    else:
+        depth = layer_depth(model, head=() if _scratch(settings) else head)
+    if model is None:
+        places: Sequence[Any] = depth.rows  # Of patterns, in this order.
+    else:
+        places = depth.place(model, variables)
+    only_output = (
+        _scratch(settings)
+        and not isinstance(given, Mapping)
         and len({row.index for row in depth.rows}) == 1
     )
+    rows = []
+    for variable, place, free in zip(variables, places, excluded, strict=True):
+        relative = place.relative if place.pretrained else None
+        if only_output and relative is not None:
+            relative = 1.0
+        kind = role(variable)
+        strength = 0.0 if relative is None else settings.amount(relative)
+        pulled = not (relative is None or free or kind == "free") and (
+            strength < math.inf if settings.reach is not None else strength > 0
+        )
+        rows.append(
+            Row(
+                variable,
+                place.key,
+                place.layer,
+                relative,
+                place.pretrained,
+                free,
+                strength,
+                1.0 if relative is None else settings.rate(relative),
+                pulled,
+                anchored=(
+                    not _scratch(settings)
+                    and relative is not None
+                    and kind == "anchor"
+                ),
+            )
+        )
+    if settings.reach_is_relative:
+        _measure_in_layers(rows)
+    if not _scratch(settings):
+        _check_something_is_pretrained(rows, depth)
+    return depth, rows
 
 
-def _strength(arguments: Arguments, relative: float) -> float:
-    high, low = arguments.levels
-    power = arguments.power
-    assert power is not None
-    if arguments.mode == "finetune":
-        return rollback_strength(relative, high, low, power)
-    return decay_strength(relative, high, low, power)
+def _scratch(settings: Settings) -> bool:
+    return settings.mode == "scratch"
+
+
+def _by_name(decide: Callable[[Mapping[int, str]], Any], aliases: Any) -> Any:
+    """Let patterns speak of earlier names, or, if they do not, of today's."""
+    try:
+        return decide(aliases)
+    except ValueError:
+        if not aliases:
+            raise
+        return decide({})
+
+
+def _aliases(
+    names: Names,
+    model: keras.Model | None,
+    known: Sequence[keras.Variable],
+) -> dict[int, str]:
+    """Return, by the variable's id, the path that each weight had before.
+
+    A reloaded or cloned model loses a prefix, and automatic names are numbered
+    otherwise: `dense_1` may be another layer now. Nothing where the same names
+    stand in other places, or other names: then it is another model.
+    """
+    if not names or model is None:
+        return {}
+    keys = place_keys(model, known)
+    paths = [variable.path for variable in known]
+    old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]
+    if {*old} == {*paths} or not all(map(_alike, old, paths)):
+        return {}
+    return {id(variable): path for variable, path in zip(known, old)}
+
+
+def _alike(one: str, other: str) -> bool:
+    """Tell whether paths differ in a prefix and in automatic numbers alone."""
+    short, long = sorted(
+        (
+            [re.sub(r"_\d+$", "", part) for part in path.split("/")]
+            for path in (one, other)
+        ),
+        key=len,
+    )
+    return long[len(long) - len(short) :] == short
+
+
+def names_of(model: keras.Model | None) -> dict[str, str]:
+    """Return the path of every weight of a model, by place."""
+    if model is None:
+        return {}
+    weights = model.weights
+    keys = place_keys(model, weights)
+    return {key: w.path for key, w in zip(keys, weights, strict=True)}
 
 
 def _excluded(
     patterns: Sequence[str],
-    model: keras.Model | None,
+    known: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
+    aliases: Mapping[int, str],
 ) -> list[bool]:
-    paths = [variable.path for variable in variables]
-    known = paths if model is None else [w.path for w in model.weights]
+    def matches(pattern: str, variable: keras.Variable) -> bool:
+        path = aliases.get(id(variable), variable.path)
+        return re.fullmatch(pattern, path) is not None
+
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, path) for path in known):
+        if not any(matches(pattern, variable) for variable in known):
+            some = [variable.path for variable in known[:3]]
             raise ValueError(
-                f"Expected: every pattern of `exclude` to match the whole path "
-                f"of at least one weight. Received: {pattern!r}, which matches "
-                f"none of {len(known)}, such as {known[:3]}. For a part of a "
-                f"path write '.*{pattern}.*'."
+                "Every pattern of `exclude` must match the whole path of at "
+                f"least one weight. Received: {pattern!r}, which matches none "
+                f"of {len(known)}, such as {some}. For a part of a path write "
+                f"'.*{pattern}.*'."
             )
     return [
-        any(re.fullmatch(pattern, path) for pattern in patterns)
-        for path in paths
+        any(matches(pattern, variable) for pattern in patterns)
+        for variable in variables
     ]
 
 
-def _check_something_is_pretrained(
-    plan: Plan, variables: Sequence[keras.Variable]
-) -> None:
-    if any(plan.anchored) or any(plan.strengths):
-        return
-    if not any(row.pretrained for row in plan.depth.rows):
+def _measure_in_layers(rows: Sequence[Row]) -> None:
+    """Number the layers whose size R is a share of, shallowest first."""
+    if any(r.pulled for r in rows) and not any(r.anchored for r in rows):
         raise ValueError(
-            "Expected: at least one pretrained layer to roll back. Received: "
-            f"a model of which every layer was taken for a new head ("
-            f"{', '.join(sorted({row.layer for row in plan.depth.rows}))}). "
-            "If the whole model is pretrained, say so: "
-            "`optimizer.bind(model, head=())`; for a model that is not "
-            "pretrained use mode='scratch'."
+            "`reach` as a share is measured in the size of θ₀, and none of "
+            "the weights to be trained has one (LoRA's factors start at 0). "
+            "Give `reach` as a distance."
         )
-    if not all(role(variable) == "free" for variable in variables):
+    sized = [layer for layer in layers_of(rows) if _has_size(layer)]
+    for unit, layer in enumerate(sized):
+        for row in layer:
+            row.unit = unit
+
+
+def _has_size(layer: Sequence[Row]) -> bool:
+    return any(row.pulled or row.anchored for row in layer)
+
+
+def layers_of(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows by layer, shallowest first, the head last."""
+    # Paths are not unique: two nested models may use the same names.
+    groups: dict[tuple[str, Any], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.layer, row.relative), []).append(row)
+    return sorted(
+        groups.values(),
+        key=lambda layer: (
+            math.inf if layer[0].relative is None else layer[0].relative
+        ),
+    )
+
+
+def _check_something_is_pretrained(
+    rows: Sequence[Row], depth: LayerDepth
+) -> None:
+    if any(row.anchored or row.pulled for row in rows):
+        if not any(row.pulled for row in rows) and all(
+            row.excluded for row in rows if row.anchored
+        ):
+            warnings.warn(
+                "`exclude` names every pretrained weight that is trained: "
+                "nothing is pulled. Give narrower patterns, or pass "
+                "`rollback=0.0` if that is meant.",
+                stacklevel=stacklevel(),
+            )
+        return
+    if not any(row.pretrained for row in depth.rows):
+        layers = ", ".join(sorted({row.layer for row in depth.rows}))
+        raise ValueError(
+            "Every layer of the model was taken for a new head "
+            f"({layers}), and there is nothing to roll back. If the whole "
+            "model is pretrained, say so: `optimizer.bind(model, head=())`; "
+            "for a model that is not pretrained use mode='scratch'."
+        )
+    if not all(row.role == "free" for row in rows):
         warnings.warn(
             "None of the trainable weights was pretrained (all of them belong "
             "to the new head, or are named as such): weight rollback does "

@@ -1,17 +1,94 @@
-"""The pull of every variable: decided in `build`, looked up by index."""
+"""How strongly a weight is pulled, and the pull itself: the only ρ there is.
 
+The equations are those of Huang et al., "One Step Learning, One Step Review",
+AAAI 2024, arXiv:2401.10962 (OLOR), and of `DualOpt`'s docstring.
+"""
+
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_dualopt import backend
-from keras_dualopt.penalty import pulled, way
+from keras_dualopt.backend import engine
 
-# `penalty.way(ρ)` by strength.
-Ways = dict[float, tuple[Any, Any]]
+
+def rollback_strength(
+    relative: float, rollback: float, rollback_min: float, power: float
+) -> float:
+    """Return the share of the way back to θ₀ per step: strongest at the input.
+
+    Formula (OLOR Eq. 8 and 9, with `relative` in the place of i/n):
+
+        ι₂ + (1 − relative)^γ (ι₁ − ι₂)
+
+    Args:
+        relative: Relative depth in [0, 1]; 0 is the layer nearest the input.
+        rollback: ι₁, the strength at the shallowest layer, in [0, 1].
+        rollback_min: ι₂, the strength at the deepest layer, in [0, ι₁].
+        power: γ > 0.
+
+    Returns:
+        A share in [0, 1], at the reference learning rate.
+
+    Example:
+    >>> rollback_strength(0.5, 0.01, 0.0, 2.0)
+    0.0025
+    """
+    # A negative base and a non-integer γ would turn complex.
+    share: float = min(max(1.0 - relative, 0.0), 1.0) ** power
+    return rollback_min + share * (rollback - rollback_min)
+
+
+def decay_strength(
+    relative: float, weight_decay: float, weight_decay_min: float, power: float
+) -> float:
+    """Return the weight decay at a depth: strongest at the output.
+
+    Formula: w₂ + relative^γ (w₁ − w₂), in AdamW's units: it is multiplied by
+    the learning rate.
+
+    Args:
+        relative: Relative depth in [0, 1]; 1 is the deepest layer.
+        weight_decay: w₁, the decay at the deepest layer, ≥ w₂.
+        weight_decay_min: w₂, the decay at the shallowest layer, ≥ 0.
+        power: γ > 0.
+
+    Example:
+    >>> decay_strength(1.0, 0.05, 0.01, 1.0)
+    0.05
+    """
+    share: float = min(max(relative, 0.0), 1.0) ** power
+    return weight_decay_min + share * (weight_decay - weight_decay_min)
+
+
+def reach_at(
+    relative: float, reach: float, reach_max: float, power: float
+) -> float:
+    """Return R, how far from θ₀ a weight may go: least at the input.
+
+    Formula: 1/R = 1/`reach_max` + (1 − relative)^γ (1/`reach` − 1/`reach_max`),
+    which for small ρ is `rollback_strength` with ι = η/R.
+
+    Args:
+        relative: Relative depth in [0, 1]; 0 is the layer nearest the input.
+        reach: R at the shallowest layer, ≥ 0.
+        reach_max: R at the deepest layer, ≥ `reach`; may be infinite.
+        power: γ > 0.
+
+    Example:
+    >>> reach_at(0.0, 0.25, 1.0, 2.0), reach_at(1.0, 0.25, 1.0, 2.0)
+    (0.25, 1.0)
+    """
+    share: float = min(max(1.0 - relative, 0.0), 1.0) ** power
+    if share == 0.0 or reach == reach_max:
+        return reach_max
+    if reach == 0.0:
+        return 0.0
+    floor = 1.0 / reach_max
+    return 1.0 / (floor + share * (1.0 / reach - floor))
 
 
 def compute_dtype(dtype: str) -> str:
@@ -22,76 +99,211 @@ def compute_dtype(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
+class Level(NamedTuple):
+    """How the weights of one depth are pulled, and how fast they move.
+
+    Args:
+        amount: What sets ρ: the share of the way at the reference learning
+            rate, the weight decay, or R; 0.0 (of R: infinity): no pull.
+        rate: The share of the learning rate, in (0, 1].
+        unit: Which of `Pull.units` R is measured in; `None`: in weights.
+    """
+
+    amount: float
+    rate: float = 1.0
+    unit: int | None = None
+
+
 class Pull:
     """θ_pre ↦ θ_pre − ρ (θ_pre − a) for every variable of an optimizer.
 
+    With `reach`, ρ = η/(η + R); else ρ = amount · η_t/η, at most 1.
+
     Args:
-        strengths: For each variable, its share of the pull at the reference
-            learning rate (fine-tune) or its weight decay (scratch); 0.0 for a
-            variable that is not pulled.
+        levels: For each variable, its level.
         anchors: For each variable, the optimizer variable that holds θ₀, or
             `None`, which is 0.
-        reference: η, the learning rate at which `strengths` are meant; 1.0 in
-            scratch mode, where η cancels.
+        reference: η, the learning rate at which amounts are meant; 1.0 in
+            scratch mode, where η cancels, and with `reach`, which needs none.
+        reach: Whether amounts are distances R.
+        units: The sizes of the weights that R is measured in, a vector; `None`
+            where R is in the unit of weights.
     """
 
     def __init__(
         self,
-        strengths: Sequence[float],
+        levels: Sequence[Level],
         anchors: Sequence[keras.Variable | None],
-        reference: float,
+        reference: float = 1.0,
+        reach: bool = False,
+        units: keras.Variable | None = None,
     ) -> None:
-        self.strengths = list(strengths)
+        self.levels = list(levels)
         self.anchors = list(anchors)
         self.reference = reference
+        self.reach = reach
+        self.units = units
+        self.pulls = [self._pulls(level) for level in levels]
+        # Whether a base's whole step must be shortened afterwards.
+        self.slows = [level.rate != 1.0 for level in levels]
 
-    def ratio(self, strength: Any, learning_rate: Any) -> Any:
-        """Return ρ at a strength, a float32 scalar in [0, 1]."""
-        return _whole(ops.multiply(self._share(learning_rate), strength))
+    def ratio(self, amount: Any, rate: Any, numbers: Any = ops) -> Any:
+        """Return ρ in [0, 1]; 0 at a learning rate of 0 or below.
 
-    def _share(self, learning_rate: Any) -> Any:
-        """Return η_t/η, 0 for a rate below 0, as a float32 scalar."""
-        rate = ops.cast(learning_rate, "float32")
-        return ops.maximum(ops.divide(rate, self.reference), 0.0)
+        Args:
+            amount: `Level.amount`; of a relative R, times its unit.
+            rate: The learning rate at this depth, float32.
+            numbers: `keras.ops`, or `numpy` for numbers on the host.
+        """
+        rate = numbers.maximum(rate, 0.0)
+        if not self.reach:
+            # η_t/η first: a rate equal to η gives exactly the amount.
+            share = numbers.divide(rate, self._float32(self.reference))
+            return numbers.minimum(numbers.multiply(share, amount), 1.0)
+        # R may be 0, and so may the rate: 0/0 is no pull.
+        whole = numbers.maximum(numbers.add(rate, amount), _TINY)
+        return numbers.divide(rate, whole)
 
-    def host_ratio(self, strength: float, learning_rate: float) -> float:
-        """Return ρ at a strength, where the learning rate is a number."""
-        # In float32 as on the device, where a rate equal to η gives exactly 1.
-        share = np.float32(learning_rate) / np.float32(self.reference)
-        return min(max(float(share * np.float32(strength)), 0.0), 1.0)
+    @staticmethod
+    def _float32(value: float) -> Any:
+        return np.float32(value)
 
-    def ways(self, learning_rate: Any, indices: Sequence[int]) -> Ways:
-        """Return `penalty.way(ρ)` for each strength of some variables.
+    def host_ratio(self, level: Level, learning_rate: float) -> float:
+        """Return ρ of a level, where the learning rate is a number."""
+        # In float32 as on the device, where the laws of ρ are exact.
+        amount = np.float32(
+            self.distance(level) if self.reach else level.amount
+        )
+        rate = np.float32(learning_rate)
+        if self.reach:
+            rate *= np.float32(level.rate)
+        return float(self.ratio(amount, rate, np))
+
+    def distance(self, level: Level) -> float:
+        """Return R of a level in the unit of weights."""
+        if level.unit is None:
+            return level.amount
+        assert self.units is not None
+        units = ops.convert_to_numpy(self.units.value)
+        return float(level.amount * units[level.unit])
+
+    def steps(self, learning_rate: Any, indices: Sequence[int]) -> "Steps":
+        """Return what each level of some variables does at a learning rate.
 
         Once a step rather than once a variable: with 1,000 variables the
         scalars would be most of what is traced.
         """
-        levels = sorted({self.strengths[i] for i in indices} - {0.0})
-        if not levels:
-            return {}
+        levels = sorted({self.levels[i] for i in indices}, key=str)
+        rates = [level.rate for level in levels if level.rate != 1.0]
+        pulled = [level for level in levels if self._pulls(level)]
         # At rate 0 nothing is pulled, whatever the strength.
-        hidden = backend.hidden_scalars(levels, ops.greater(learning_rate, 0.0))
-        share = self._share(learning_rate)
-        return {
-            level: way(_whole(ops.multiply(share, strength)))
-            for level, strength in zip(levels, hidden, strict=True)
+        used = ops.greater(learning_rate, 0.0)
+        hidden = iter(
+            engine.hidden_scalars(
+                [*rates, *(level.amount for level in pulled)], used
+            )
+        )
+        rate = ops.cast(learning_rate, "float32")
+        factors = {level: next(hidden) for level in levels if level.rate != 1.0}
+        own = {
+            level: ops.multiply(rate, factors[level])
+            if level in factors
+            else rate
+            for level in levels
         }
+        units = (
+            None
+            if self.units is None
+            else engine.hidden_scalars(self.units, used)
+        )
+        ways = {}
+        for level in pulled:
+            amount = next(hidden)
+            if level.unit is not None:
+                assert units is not None
+                amount = ops.multiply(amount, units[level.unit])
+            base = own[level] if self.reach else rate
+            ways[level] = way(self.ratio(amount, base))
+        return Steps(own, factors, ways)
 
-    def __call__(self, index: int, value: Any, ways: Ways) -> Any:
-        """Return the pulled value, in float32 or wider."""
-        strength = self.strengths[index]
-        if not strength:
-            return value
+    def _pulls(self, level: Level) -> bool:
+        return level.amount != (math.inf if self.reach else 0.0)
+
+    def __call__(
+        self, index: int, value: Any, steps: "Steps", before: Any = None
+    ) -> Any:
+        """Return the pulled value, in float32 or wider.
+
+        Args:
+            index: Which variable.
+            value: θ_pre.
+            steps: Those of the present learning rate.
+            before: θ_{t−1}, where `value` was reached at the full learning
+                rate and this level's is a share of it.
+        """
         dtype = compute_dtype(keras.backend.standardize_dtype(value.dtype))
+        factor = steps.factors.get(self.levels[index])
+        if before is not None and factor is not None:
+            start = ops.cast(before, dtype)
+            way_on = ops.subtract(ops.cast(value, dtype), start)
+            factor = ops.cast(factor, dtype)
+            value = ops.add(start, ops.multiply(factor, way_on))
+        if not self.pulls[index]:
+            return value
         anchor = self.anchors[index]
         if anchor is not None:
             anchor = ops.cast(anchor, dtype)
-        near, share = ways[strength]
+        near, share = steps.ways[self.levels[index]]
         return pulled(
             ops.cast(value, dtype), anchor, near, ops.cast(share, dtype)
         )
 
 
-def _whole(ratio: Any) -> Any:
-    """Return a share of the way, or all of it, but no more."""
-    return ops.minimum(ratio, 1.0)
+class Steps(NamedTuple):
+    """What one step does at each level.
+
+    Args:
+        rates: The learning rate of each level, a float32 scalar.
+        factors: `Level.rate`, where it is not 1.
+        ways: `way(ρ)` of each level that is pulled.
+    """
+
+    rates: dict[Level, Any]
+    factors: dict[Level, Any]
+    ways: dict[Level, tuple[Any, Any]]
+
+
+# Less than any sum of a rate and a distance, and no denormal number.
+_TINY = np.float32(np.finfo("float32").tiny)
+
+
+def way(ratio: Any) -> tuple[Any, Any]:
+    """Return what `pulled` needs to know of ρ, a scalar tensor in [0, 1].
+
+    Returns:
+        Whether the way ends nearer to θ_pre than to the anchor, and the factor
+        of (θ_pre − a) that leads back to its end from the nearer of the two.
+    """
+    near = ops.less(ratio, 0.5)
+    return near, ops.where(near, ratio, ops.subtract(ratio, 1.0))
+
+
+def pulled(value: Any, anchor: Any, near: Any, share: Any) -> Any:
+    """Return θ_pre − ρ (θ_pre − a) (OLOR Eq. 5 and 6), exact at its ends.
+
+    Three laws hold to the last bit: ρ = 0 returns `value`, ρ = 1 returns
+    `anchor`, and `value == anchor` stays. One form alone does not keep all
+    three, so the nearer end of the way is the one that is moved from:
+    θ_pre − ρ (θ_pre − a), or a − (ρ − 1)(θ_pre − a).
+
+    Args:
+        value: θ_pre, a floating-point tensor.
+        anchor: a, a tensor of the same dtype and shape, or `None` for 0.
+        near: The first of `way(ρ)`, a scalar.
+        share: The second, a scalar of the same dtype as `value`.
+    """
+    if anchor is None:
+        start = ops.where(near, value, ops.zeros_like(value))
+        return ops.subtract(start, ops.multiply(share, value))
+    start = ops.where(near, value, anchor)
+    return ops.subtract(start, ops.multiply(share, ops.subtract(value, anchor)))

@@ -4,15 +4,15 @@ Every function returns one value per variable, `None` where none is wanted, and
 has read and checked all of them before anything is written.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_dualopt.depth import layer_depth
+from keras_dualopt.depth import place_keys
+from keras_dualopt.plan import Row
 
 
 def numpy_value(variable: keras.Variable) -> Any:
@@ -24,87 +24,67 @@ def numpy_value(variable: keras.Variable) -> Any:
     return np.array(keras.ops.convert_to_numpy(variable.value))
 
 
-@dataclasses.dataclass(frozen=True)
-class Anchored:
+class Earlier(NamedTuple):
     """The anchors of an optimizer, for another one to take over.
 
     Args:
-        variables: The variables it was built on.
-        keys: Their places in the model (`Place.key`).
-        anchors: θ₀ for each, or `None`.
-        model: The model that owns the variables, if it is known.
-        carried: θ₀ of weights that it does not pull, by their places.
+        rows: What it was built on.
+        carried: θ₀ of weights that it does not train, by their places.
+        model: The model that owns the weights, if it is known.
     """
 
-    variables: Sequence[keras.Variable]
-    keys: Sequence[str]
-    anchors: Sequence[keras.Variable | None]
-    model: keras.Model | None
+    rows: Sequence[Row]
     carried: Mapping[str, Any]
+    model: keras.Model | None
 
 
 def values_from(
-    source: keras.Model | Anchored | str | os.PathLike[str] | None,
-    model: keras.Model | None,
-    variables: Sequence[keras.Variable],
-    keys: Sequence[str],
-    wanted: Sequence[bool],
+    source: Any, model: keras.Model | None, rows: Sequence[Row]
 ) -> list[Any]:
-    """Return the values to anchor `variables` at.
+    """Return the values to anchor each row at.
 
     Args:
-        source: `None` for the current weights, a model, the anchors of another
-            optimizer, or the path of a weights file.
-        model: The model that owns `variables`, if it is known.
-        variables: The optimizer's variables.
-        keys: Their places in the model.
-        wanted: Which of them have an anchor.
+        source: `None` for the current weights, a model, the path of a weights
+            file, or the anchors of another optimizer.
+        model: The model that owns the weights, if it is known.
+        rows: The weights; those that are not anchored get `None`.
 
     Raises:
         ValueError: If a value is missing, has another shape or is not finite.
         TypeError: If the source is none of the above.
     """
     if source is None:
-        values = _values(variables, wanted)
-    elif isinstance(source, Anchored):
-        values = _values_of_optimizer(source, model, variables, keys, wanted)
+        values = _present(rows)
+    elif isinstance(source, Earlier):
+        values = _values_of_optimizer(source, model, rows)
     elif isinstance(source, keras.Model):
-        values = _values_of_model(source, model, variables, wanted)
+        values = _values_of_model(source, model, rows)
     else:
-        values = _values_of_file(source, model, variables, wanted)
-    _check_finite(values, variables)
+        values = _values_of_file(source, model, rows)
+    _check_finite(values, rows)
     return values
 
 
 def carried_from(
-    source: Any,
-    model: keras.Model | None,
-    variables: Sequence[keras.Variable],
-    keys: Sequence[str],
-    wanted: Sequence[bool],
+    source: Any, model: keras.Model | None, rows: Sequence[Row]
 ) -> dict[str, Any]:
     """Return θ₀ of what another optimizer anchors and this one does not.
 
     By place in the model; nothing from any other source, with which a new
     stage begins. The arguments are those of `values_from`.
     """
-    if not isinstance(source, Anchored) or not _same_places(
-        source, model, variables, keys
-    ):
+    if not isinstance(source, Earlier) or not _same_places(source, model, rows):
         return {}
-    own = {key for key, needed in zip(keys, wanted, strict=True) if needed}
+    own = {row.key for row in rows if row.anchored}
     kept = {k: array for k, array in source.carried.items() if k not in own}
-    for key, anchor in zip(source.keys, source.anchors, strict=True):
-        if anchor is not None and key not in own:
-            kept[key] = numpy_value(anchor)
+    for row in source.rows:
+        if row.anchor is not None and row.key not in own:
+            kept[row.key] = numpy_value(row.anchor)
     return kept
 
 
 def _same_places(
-    source: Anchored,
-    model: keras.Model | None,
-    variables: Sequence[keras.Variable],
-    keys: Sequence[str],
+    source: Earlier, model: keras.Model | None, rows: Sequence[Row]
 ) -> bool:
     """Return whether a place is the same weight on both sides.
 
@@ -112,14 +92,8 @@ def _same_places(
     """
     if source.model is None or model is None:
         return False  # Bare variables are numbered as they come.
-    theirs = {
-        id(variable): key
-        for variable, key in zip(source.variables, source.keys, strict=True)
-    }
-    return all(
-        theirs.get(id(variable), key) == key
-        for variable, key in zip(variables, keys, strict=True)
-    )
+    theirs = {id(row.variable): row.key for row in source.rows}
+    return all(theirs.get(id(row.variable), row.key) == row.key for row in rows)
 
 
 def check_source(source: Any) -> None:
@@ -138,45 +112,39 @@ def check_source(source: Any) -> None:
 
 
 def _values_of_optimizer(
-    source: Anchored,
-    model: keras.Model | None,
-    variables: Sequence[keras.Variable],
-    keys: Sequence[str],
-    wanted: Sequence[bool],
+    source: Earlier, model: keras.Model | None, rows: Sequence[Row]
 ) -> list[Any]:
-    same = {
-        id(variable): anchor
-        for variable, anchor in zip(
-            source.variables, source.anchors, strict=True
-        )
-    }
-    by_key = dict(zip(source.keys, source.anchors, strict=True))
+    same = {id(row.variable): row.anchor for row in source.rows}
+    by_key = {row.key: row.anchor for row in source.rows}
     # The same variables, or (a clone, a reloaded model) the same places.
-    shared = any(id(variable) in same for variable in variables)
-    carried = (
-        source.carried if _same_places(source, model, variables, keys) else {}
-    )
+    shared = any(id(row.variable) in same for row in rows)
+    carried = source.carried if _same_places(source, model, rows) else {}
     # Of one model they may have trained different parts.
     known = shared or (model is not None and source.model is model)
-    if not known and not any(key in by_key or key in carried for key in keys):
+    if not known and not any(
+        row.key in by_key or row.key in carried for row in rows
+    ):
         raise ValueError(
-            "Expected: the optimizer of this model or of a copy of it. "
+            "`anchor_at` takes the optimizer of this model or of a copy of it. "
             "Received: one that shares no weight with it."
         )
     values: list[Any] = []
-    for variable, key, needed in zip(variables, keys, wanted, strict=True):
-        anchor = same.get(id(variable)) if shared else by_key.get(key)
+    for row in rows:
+        anchor: Any = (
+            same.get(id(row.variable)) if shared else by_key.get(row.key)
+        )
         if anchor is None:
-            anchor = carried.get(key)
-        if not needed:
+            anchor = carried.get(row.key)
+        if not row.anchored:
             values.append(None)
         elif anchor is None:
-            values.append(numpy_value(variable))
-        elif tuple(anchor.shape) != tuple(variable.shape):
+            values.append(numpy_value(row.variable))
+        elif tuple(anchor.shape) != tuple(row.variable.shape):
             raise ValueError(
-                f"Expected: an anchor of shape {tuple(variable.shape)} for "
-                f"{variable.path!r}. Received: {tuple(anchor.shape)}. The "
-                "other optimizer belongs to another model."
+                f"The anchor of {row.path!r} must have shape "
+                f"{tuple(row.variable.shape)}. Received: "
+                f"{tuple(anchor.shape)}. The other optimizer belongs to "
+                "another model."
             )
         elif isinstance(anchor, np.ndarray):
             values.append(anchor)
@@ -186,39 +154,30 @@ def _values_of_optimizer(
 
 
 def _values_of_model(
-    source: keras.Model,
-    model: keras.Model | None,
-    variables: Sequence[keras.Variable],
-    wanted: Sequence[bool],
+    source: keras.Model, model: keras.Model | None, rows: Sequence[Row]
 ) -> list[Any]:
     """Return what another model has in the same places."""
     if model is None:
-        raise ValueError(
-            "Expected: a DualOpt that knows its model, to find the same places "
-            "in another one. Received: one built on bare variables. Use "
-            "`bind(model)` before it is built."
-        )
+        raise ValueError(_BARE.format("find the same places in another model"))
     if source is model:
-        return _values(variables, wanted)
+        return _present(rows)
     part = _counterpart(source, model)
-    theirs = {
-        place.key: variable
-        for place, variable in _placed(source, source.weights)
-    }
+    theirs = dict(
+        zip(place_keys(source, source.weights), source.weights, strict=True)
+    )
     inside = {id(weight) for weight in part.weights}
-    own = [v for v in variables if id(v) in inside]
-    keys = {id(variable): place.key for place, variable in _placed(part, own)}
+    own = [row.variable for row in rows if id(row.variable) in inside]
+    keys = {id(v): key for v, key in zip(own, place_keys(part, own))}
     values: list[Any] = []
-    for variable, needed in zip(variables, wanted, strict=True):
-        if not needed:
+    for row in rows:
+        if not row.anchored:
             values.append(None)
             continue
-        key = keys.get(id(variable))
-        found = theirs.get(key) if key is not None else None
-        if found is None or tuple(found.shape) != tuple(variable.shape):
+        found = theirs.get(keys.get(id(row.variable), ""))
+        if found is None or tuple(found.shape) != tuple(row.variable.shape):
             raise ValueError(
-                f"Expected: a weight of shape {tuple(variable.shape)} in "
-                f"{source.name!r} for {variable.path!r}. Received: "
+                f"{source.name!r} must have a weight of shape "
+                f"{tuple(row.variable.shape)} for {row.path!r}. Received: "
                 + (
                     "none in its place"
                     if found is None
@@ -229,13 +188,6 @@ def _values_of_model(
             )
         values.append(numpy_value(found))
     return values
-
-
-def _placed(
-    model: keras.Model, variables: Sequence[keras.Variable]
-) -> list[Any]:
-    places = layer_depth(model, head=()).place(model, variables)
-    return list(zip(places, variables, strict=True))
 
 
 def _counterpart(source: keras.Model, model: keras.Model) -> keras.Model:
@@ -251,11 +203,14 @@ def _counterpart(source: keras.Model, model: keras.Model) -> keras.Model:
     return model
 
 
+_BARE = (
+    "The optimizer was built on bare variables and does not know their model, "
+    "which it needs to {}. Call `bind(model)` before it is built."
+)
+
+
 def _values_of_file(
-    path: Any,
-    model: keras.Model | None,
-    variables: Sequence[keras.Variable],
-    wanted: Sequence[bool],
+    path: Any, model: keras.Model | None, rows: Sequence[Row]
 ) -> list[Any]:
     """Return what a weights file holds for them.
 
@@ -263,48 +218,37 @@ def _values_of_file(
     Keras can load, and the model's own weights are put back.
     """
     if model is None:
-        raise ValueError(
-            "Expected: a DualOpt that knows its model, to read a weights file "
-            "for it. Received: one built on bare variables. Use "
-            "`bind(model)` before it is built."
-        )
+        raise ValueError(_BARE.format("read a weights file"))
     before = [numpy_value(weight) for weight in model.weights]
     optimizer = getattr(model, "optimizer", None)
     # Keras would read the file's optimizer state into ours as well.
     model.optimizer = None
     try:
         model.load_weights(path)
-        return _values(variables, wanted)
+        return _present(rows)
     finally:
         model.optimizer = optimizer
         for weight, value in zip(model.weights, before, strict=True):
             weight.assign(value)
 
 
-def _values(
-    variables: Sequence[keras.Variable], wanted: Sequence[bool]
-) -> list[Any]:
-    return [
-        numpy_value(variable) if needed else None
-        for variable, needed in zip(variables, wanted, strict=True)
-    ]
+def _present(rows: Sequence[Row]) -> list[Any]:
+    return [numpy_value(row.variable) if row.anchored else None for row in rows]
 
 
-def _check_finite(
-    values: Sequence[Any], variables: Sequence[keras.Variable]
-) -> None:
+def _check_finite(values: Sequence[Any], rows: Sequence[Row]) -> None:
     """Refuse anchors that would make every weight NaN.
 
     Raises:
         ValueError: Naming the first weight with a value that is not finite.
     """
-    for value, variable in zip(values, variables, strict=True):
+    for value, row in zip(values, rows, strict=True):
         if value is None:
             continue
         finite = np.isfinite(np.asarray(value, dtype="float32"))
         if not finite.all():
             raise ValueError(
-                f"Expected: finite weights to anchor at. Received: "
-                f"{int((~finite).sum())} values of {variable.path!r} that are "
-                "NaN or infinite. The anchors are as they were."
+                "The weights to anchor at must be finite. Received: "
+                f"{int((~finite).sum())} values of {row.path!r} that are NaN "
+                "or infinite. The anchors are as they were."
             )

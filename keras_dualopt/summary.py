@@ -6,15 +6,16 @@ from typing import Any
 
 import keras
 
-from keras_dualopt.arguments import Arguments
-from keras_dualopt.layers import layers_of
-from keras_dualopt.plan import Plan
+from keras_dualopt.plan import Row, layers_of
+from keras_dualopt.pull import Pull
+from keras_dualopt.settings import Settings
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _HEADER = (
     "layer",
     "depth",
     "strength",
+    "rate",
     "anchored",
     "parameters",
     "bytes of θ₀",
@@ -22,77 +23,115 @@ _HEADER = (
 
 
 def summary_table(
-    plan: Plan,
-    arguments: Arguments,
+    rows: Sequence[Row],
+    pull: Pull,
+    settings: Settings,
     reference: float | None,
+    learning_rate: float,
     base: str,
-    variables: Sequence[keras.Variable],
-    anchors: Sequence[keras.Variable | None],
     carried: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return one row per trained layer, shallowest first, and the totals.
+    """Return one line per trained layer, shallowest first, and the totals.
 
-    `carried` is θ₀ of weights that are not trained now.
+    A layer's strength is that at the present learning rate: the share of the
+    way back to θ₀ in a step, or the weight decay; with `reach`, R in the unit
+    of weights. `carried` is θ₀ of weights that are not trained now.
     """
-    lines = [_HEADER]
-    for layer in layers_of(plan):
-        indices = layer.indices
-        relative = layer.relative
-        strengths = {plan.strengths[i] for i in indices}
-        anchored = sum(anchors[i] is not None for i in indices)
+    lines: list[tuple[str, ...]] = [_HEADER]
+    for layer in layers_of(rows):
+        relative = layer[0].relative
+        strengths = {
+            _strength(row, pull, settings, reference, learning_rate)
+            for row in layer
+        }
+        anchored = sum(row.anchor is not None for row in layer)
         lines.append(
             (
-                layer.name,
+                layer[0].layer,
                 "head" if relative is None else f"{relative:.3f}",
                 " / ".join(f"{s:.3g}" for s in sorted(strengths)),
-                {0: "no", len(indices): "yes"}.get(
-                    anchored, f"{anchored} of {len(indices)}"
+                f"{layer[0].rate:.3g}",
+                {0: "no", len(layer): "yes"}.get(
+                    anchored, f"{anchored} of {len(layer)}"
                 ),
-                f"{sum(math.prod(variables[i].shape) for i in indices):,}",
-                f"{sum(_bytes(anchors[i]) for i in indices):,}",
+                f"{sum(_size(row.variable) for row in layer):,}",
+                f"{sum(_bytes(row.anchor) for row in layer):,}",
             )
         )
-    parameters = sum(math.prod(v.shape) for v in variables)
-    size = sum(_bytes(anchor) for anchor in anchors)
     lines.append(
         (
             "total",
             "",
             "",
-            f"{sum(a is not None for a in anchors)} of {len(variables)}",
-            f"{parameters:,}",
-            f"{size:,}",
+            "",
+            f"{sum(row.anchor is not None for row in rows)} of {len(rows)}",
+            f"{sum(_size(row.variable) for row in rows):,}",
+            f"{sum(_bytes(row.anchor) for row in rows):,}",
         )
     )
-    high, low = arguments.level_names
-    title = (
-        f"DualOpt: mode {arguments.mode}, base {base}, "
-        f"{high} {arguments.levels[0]:g}, {low} {arguments.levels[1]:g}, "
-        f"power {arguments.power:g}"
-        + ("" if reference is None else f", reference rate {reference:g}")
-    )
-    rows = [title, *_aligned(lines)]
+    if settings.reach is not None:
+        lines[0] = tuple("reach" if c == "strength" else c for c in _HEADER)
+    if settings.shallow_rate == 1.0:
+        lines = [(*line[:3], *line[4:]) for line in lines]
+    text = [_title(settings, reference, learning_rate, base), *_aligned(lines)]
     if carried:
         held = sum(array.nbytes for array in carried.values())
-        rows.append(
+        text.append(
             f"and {held:,} bytes on the host: θ₀ of {len(carried)} weights "
             "that are not trained now"
         )
-    return "\n".join(rows)
+    return "\n".join(text)
+
+
+def _title(
+    settings: Settings, reference: float | None, rate: float, base: str
+) -> str:
+    values = ", ".join(
+        f"{name} {getattr(settings, name)}"
+        if isinstance(getattr(settings, name), str)
+        else f"{name} {getattr(settings, name):g}"
+        for name in (*settings.level_names, "power")
+    )
+    return (
+        f"DualOpt: mode {settings.mode}, base {base}, {values}, "
+        f"learning rate {rate:g}"
+        + ("" if reference is None else f", reference rate {reference:g}")
+        + (
+            ""
+            if settings.shallow_rate == 1.0
+            else f", shallow rate {settings.shallow_rate:g}"
+        )
+    )
+
+
+def _strength(
+    row: Row,
+    pull: Pull,
+    settings: Settings,
+    reference: float | None,
+    learning_rate: float,
+) -> float:
+    if not row.pulled:
+        return math.inf if settings.reach is not None else 0.0
+    if settings.reach is not None:
+        return pull.distance(row.level(True))
+    if reference is None:
+        return row.strength
+    return min(row.strength * learning_rate / reference, 1.0)
+
+
+def _size(variable: keras.Variable) -> int:
+    return math.prod(variable.shape)
 
 
 def _bytes(anchor: keras.Variable | None) -> int:
     if anchor is None:
         return 0
-    size: int = math.prod(anchor.shape) * _BYTES.get(anchor.dtype, 4)
-    return size
+    return _size(anchor) * _BYTES.get(anchor.dtype, 4)
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [
-        max(len(line[column]) for line in lines)
-        for column in range(len(lines[0]))
-    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)

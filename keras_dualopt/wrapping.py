@@ -1,75 +1,53 @@
-"""Which optimizers may be the base of a DualOpt, and how one is held.
+"""An optimizer that carries out another one's step, and says when.
 
 The base proposes θ_pre with its own update; everything that concerns the whole
-step (learning rate, step counter, clipping, averages, accumulation) is
-DualOpt's. What Keras offers for that is partly private. This is the one place
-that touches those names; they were tested on Keras 3.13.2 to 3.15.1:
+step (learning rate, step counter, clipping, averages, accumulation) is the
+wrapping optimizer's. What Keras offers for that is partly private. This is the
+one place that touches those names; they were tested on Keras 3.13.2 to 3.15.1.
 
-- `Optimizer._iterations`, `Optimizer._learning_rate`: shared with the base, so
-  that both see one clock;
-- `Optimizer._backend_update_step`: the base's whole step. `update_step` alone
-  skips what it does once a step (Nadam's product, TensorFlow's all-reduce, the
-  batched kernels on torch);
-- `Optimizer._apply_weight_decay`: the base's own decoupled decay;
-- `Optimizer._track_variable`, `Optimizer._untrack_variable`: the base's state
-  is saved with DualOpt's, once;
-- `Optimizer._distribution_strategy` (TensorFlow): the base may have been made
-  outside of the strategy's scope;
-- `Optimizer._exclude_from_weight_decay_pattern`: saved with the config.
+What each is for, and what breaks if it changes:
 
-DualOpt's own classes override `_backend_update_step`, `_apply_weight_decay` and
-`_check_variables_are_known`, and read `_trainable_variables`, `_variables`,
-`_get_variable_index`, `_var_key`, `_trainable_variables_indices` and
-`_model_variables_moving_average`. Elsewhere: `Variable._layout` (bases), what
-concerns one backend (backend/), layers and graphs (depth/keras_hooks.py).
+- `Optimizer._iterations`, `_learning_rate`: shared with the base, so that both
+  see one clock. The base would count and schedule for itself.
+- `_backend_update_step`: the base's whole step; `update_step` alone skips what
+  it does once a step (Nadam's product, TensorFlow's all-reduce, torch's batched
+  kernels). Trajectories would differ.
+- `_apply_weight_decay`: the base's own decoupled decay, which would act twice
+  or never.
+- `_track_variable`, `_untrack_variable`, `_variables`: the base's state is
+  saved with ours, once. It would not be saved.
+- `_distribution_strategy` (TensorFlow): the base may have been made outside of
+  the strategy's scope. Replicas would diverge.
+- `_trainable_variables`, `_get_variable_index`, `_var_key`,
+  `_trainable_variables_indices`: which weight is which. Errors at once.
+- `_check_variables_are_known`: refuses other weights before a step. Keras' own
+  text would come instead of ours.
+- `_model_variables_moving_average`: unshares buffers after `fit` on JAX, where
+  a second `fit` would fail.
+- `Model.jax_state_sync`: brings variables up to date inside of JAX's `fit`. Old
+  values would be read.
+- `_exclude_from_weight_decay_pattern`, `_exclude_from_weight_decay`
+  (bases/accepted): the base's exclusions, which would be lost on reload.
+
+Elsewhere: `Variable._layout` (bases/paper_rule), what concerns one backend
+(backend/), layers and graphs (depth/keras_hooks).
 """
 
-import warnings
-from collections.abc import Sequence
+import abc
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_dualopt import bases
-from keras_dualopt.caller import stacklevel
-from keras_dualopt.reference_rate import shortest
-
-_PAPER_RULES = {"adam": bases.Adam, "sgd": bases.SGD}
-
-# Keras optimizers whose weights a pull cannot reach, and why.
-_REFUSED = {
-    "Ftrl": (
-        "its weights are a function of its accumulators, so that a pull would "
-        "be lost in the next step"
-    ),
-    "ScheduleFreeAdamW": (
-        "it keeps a second copy of the weights that a pull would not reach"
-    ),
-    "DualOpt": "one pull is enough",
-    "LossScaleOptimizer": (
-        "loss scaling goes around DualOpt: "
-        "`keras.optimizers.LossScaleOptimizer(DualOpt(...))`"
-    ),
-    "MultiOptimizer": (
-        "a DualOpt may be one of the optimizers inside of a MultiOptimizer"
-    ),
-}
-
-# A base argument that concerns the whole step: (attribute, value if unset).
-_OWNED_BY_DUALOPT = {
-    "clipnorm": None,
-    "clipvalue": None,
-    "global_clipnorm": None,
-    "use_ema": False,
-    "loss_scale_factor": None,
-    "gradient_accumulation_steps": None,
-}
-
-# Decoupled decays of Keras' optimizers (Muon has two).
-_DECAYS = ("weight_decay", "adam_weight_decay")
+from keras_dualopt.backend import engine
+from keras_dualopt.bases import SGD, PaperRule
+from keras_dualopt.depth import training_model
+from keras_dualopt.pull import Pull
 
 
-class Holder:
+class _Holder:
     """Holds the base optimizer.
 
     Keras' saver walks every attribute of an optimizer and would save a base
@@ -80,141 +58,351 @@ class Holder:
         self.base = base
 
 
-def make_base(base: Any, mode: str) -> keras.optimizers.Optimizer:
-    """Return the base optimizer that `DualOpt(base=...)` asks for.
+class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
+    """Takes the step of another optimizer, and pulls in the same step.
 
-    Raises:
-        TypeError: If it is neither a name nor a Keras optimizer.
-        ValueError: If it is a name or an optimizer that cannot be wrapped.
+    A subclass says what is to happen around it, in five methods: `decide` and
+    `add_state` in `build`, `check_start` before `fit` begins and `before_step`
+    before each step, `pull` after it.
+
+    Args:
+        base: The optimizer that proposes θ_pre; fresh.
+        learning_rate: A float, schedule or callable.
+        **kwargs: Keras' optimizer arguments.
     """
-    if isinstance(base, str):
-        if base not in _PAPER_RULES:
-            raise ValueError(
-                "Expected: `base` to be 'adam', 'sgd' or a "
-                f"`keras.optimizers.Optimizer` instance. Received: {base!r}. "
-                "For other optimizers pass an instance, such as "
-                "`base=keras.optimizers.Lion()`."
-            )
-        return _PAPER_RULES[base]()
-    if not isinstance(base, keras.optimizers.Optimizer):
-        raise TypeError(
-            "Expected: `base` to be 'adam', 'sgd' or a "
-            f"`keras.optimizers.Optimizer` instance. Received: {base!r}."
-        )
-    _check_base(base, mode)
-    return base
 
+    def __init__(
+        self,
+        base: keras.optimizers.Optimizer,
+        learning_rate: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self._holder = _Holder(base)
+        self._share_clock()
+        # The model whose `fit` runs, and the one whose weights are trained.
+        self._trainer_reference: Callable[[], keras.Model | None] = _nothing
+        self._model_reference: Callable[[], keras.Model | None] = _nothing
+        self._looked = False
+        self._refused = False
 
-def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
-    for kind in type(base).__mro__:
-        if kind.__name__ in _REFUSED:
+    @abc.abstractmethod
+    def decide(self, variables: Sequence[keras.Variable]) -> None:
+        """Decide what concerns each variable, before anything is made."""
+
+    @abc.abstractmethod
+    def add_state(self, variables: Sequence[keras.Variable]) -> None:
+        """Create state beside the base's, which is there already."""
+
+    @abc.abstractmethod
+    def check_start(self) -> None:
+        """Refuse to train, before a step moves anything."""
+
+    @abc.abstractmethod
+    def before_step(self) -> None:
+        """Do what comes before the base's step, inside of the step."""
+
+    @property
+    @abc.abstractmethod
+    def pull(self) -> Pull:
+        """What follows the base's step."""
+
+    # The clock.
+
+    @property
+    def learning_rate(self) -> Any:
+        """η_t: the variable, or the schedule's present value."""
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.set_learning_rate(learning_rate)
+
+    def set_learning_rate(self, learning_rate: Any) -> None:
+        """Assign η_t, for the base as well."""
+        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
+        self._share_clock()
+
+    def learning_rate_is_variable(self) -> bool:
+        """Tell a number that can be assigned from a schedule or a callable."""
+        return isinstance(self._learning_rate, keras.Variable)
+
+    def _share_clock(self) -> None:
+        base = self._holder.base
+        for name in ("_iterations", "_learning_rate"):
+            old, new = getattr(base, name), getattr(self, name)
+            if old is new:
+                continue
+            if isinstance(old, keras.Variable):
+                base._untrack_variable(old)
+            setattr(base, name, new)
+        if hasattr(self, "_distribution_strategy"):
+            base._distribution_strategy = self._distribution_strategy
+
+    # Building.
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Decide each variable's depth, strength and anchor; make the state.
+
+        Args:
+            variables: The model's trainable variables.
+
+        Raises:
+            ValueError: If the model cannot be found, or depths, patterns or a
+                loaded state do not fit it.
+        """
+        if self.built:
+            return
+        with engine.eager():
+            self._check_unbuilt()
+            self._refused = True
+            self.decide(variables)
+            super().build([*variables])
+            self._build_base(variables)
+            self.add_state(variables)
+            self._refused = False
+
+    def _check_unbuilt(self) -> None:
+        base = self._holder.base
+        if base.built:
             raise ValueError(
-                "Expected: a `base` whose step a pull can follow. Received: "
-                f"{type(base).__name__}; {_REFUSED[kind.__name__]}."
+                f"The `base`, {type(base).__name__}, was built meanwhile by "
+                "another optimizer or model. Make a new instance for each "
+                "DualOpt."
             )
-    if base.built:
-        raise ValueError(
-            "Expected: a fresh `base` optimizer. Received: "
-            f"{type(base).__name__} that is already built (its state belongs "
-            "to other variables or another optimizer). Make a new instance."
+
+    def _build_base(self, variables: Sequence[keras.Variable]) -> None:
+        """Build the base, and track its state as ours."""
+        base = self._holder.base
+        self._share_clock()
+        base.build([*variables])
+        # After the build: the base must not make accumulators of its own, but
+        # its `iterations` must count real updates as ours does.
+        base.gradient_accumulation_steps = self.gradient_accumulation_steps
+        known = {id(variable) for variable in self._variables}
+        for variable in _state_of(base):
+            if id(variable) not in known:
+                known.add(id(variable))
+                self._track_variable(variable)
+
+    def add_like(self, variable: keras.Variable, dtype: str | None) -> Any:
+        """Track a new variable like a weight, perhaps of another dtype."""
+        with engine.replicated(self.strategy):
+            if dtype is None or dtype == variable.dtype:
+                return self.add_variable_from_reference(variable, name="anchor")
+            return self.add_variable(
+                shape=variable.shape,
+                dtype=dtype,
+                layout=getattr(variable, "_layout", None),
+                name=f"{variable.path.replace('/', '_')}_anchor",
+            )
+
+    def forget(self, variable: keras.Variable) -> None:
+        """Track a variable no more."""
+        self._untrack_variable(variable)
+
+    @property
+    def strategy(self) -> Any:
+        """TensorFlow's distribution strategy; `None` on other backends."""
+        return getattr(self, "_distribution_strategy", None)
+
+    # The step.
+
+    @engine.uncompiled
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Move and pull the weights (Keras' `Optimizer.apply`)."""
+        super().apply(grads, trainable_variables)
+
+    def _backend_update_step(
+        self, grads: Any, trainable_variables: Any, learning_rate: Any
+    ) -> None:
+        if self._refused:
+            raise ValueError(
+                "The optimizer's `build` was refused. Make a new one."
+            )
+        if self._trainer_reference() is None and not self._looked:
+            self._looked = True
+            self.note_trainer()
+        self.check_start()
+        self.before_step()
+        base = self._holder.base
+        if isinstance(base, PaperRule):  # It pulls within its own step.
+            base._backend_update_step(grads, trainable_variables, learning_rate)
+            return
+        indices = [self._get_variable_index(v) for v in trainable_variables]
+        before = engine.before_step(self.pull, trainable_variables, indices)
+        base._apply_weight_decay(trainable_variables)
+        base._backend_update_step(grads, trainable_variables, learning_rate)
+        engine.pull_each(
+            self.pull,
+            trainable_variables,
+            indices,
+            learning_rate,
+            before,
+            self.strategy,
         )
-    for name, unset in _OWNED_BY_DUALOPT.items():
-        value = getattr(base, name, unset)
-        if value is not unset and value != unset:
-            raise ValueError(
-                f"Expected: a `base` without `{name}`. Received: "
-                f"{type(base).__name__}({name}={value!r}). It concerns the "
-                f"whole step: pass it to DualOpt, `DualOpt({name}={value!r})`."
-            )
-    if mode == "scratch":
-        for name in _DECAYS:
-            value = getattr(base, name, None)
-            if value:
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Leave decay to the base's own step and to the pull after it."""
+
+    def update_step(
+        self, gradient: Any, variable: Any, learning_rate: Any
+    ) -> None:
+        """Move one variable: what `apply` does for all of them together."""
+        self._backend_update_step([gradient], [variable], learning_rate)
+
+    def stateless_apply(
+        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
+    ) -> Any:
+        """Return the new variables and state (JAX)."""
+        if self.built:
+            self.note_trainer()
+            self._check_trained(training_model())
+            count = len(trainable_variables)
+            if count != len(self._trainable_variables):
+                raise ValueError(self._changed(f"{count} variables"))
+        return super().stateless_apply(
+            optimizer_variables, grads, trainable_variables
+        )
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """At the end of `fit`, put the averaged weights into the model."""
+        super().finalize_variable_values(var_list)
+        if self.use_ema:
+            # On JAX Keras' `assign` makes weight and average one buffer, which
+            # the next `fit` would donate twice.
+            for average in self._model_variables_moving_average:
+                if average is not None:
+                    engine.copy_value(average, average)
+
+    # Which weights these are.
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The optimizer's state.
+
+        `fit` on JAX reads it just before it empties every variable: the last
+        moment at which training can be refused and nothing be lost.
+        """
+        model = engine.starting_model()
+        if model is not None and self.built and self._is_optimizer_of(model):
+            self._check_trained(model)
+            self.check_start()
+        state: list[keras.Variable] = super().variables
+        return state
+
+    def _check_variables_are_known(self, variables: Any) -> None:
+        if len(variables) < len(self._trainable_variables):
+            # A loop of one's own may train a part; in `fit` a layer was frozen
+            # after `compile`.
+            model = training_model()
+            if model is not None and model.optimizer is self:
+                raise ValueError(self._changed(f"{len(variables)} variables"))
+        for variable in variables:
+            if self._var_key(variable) not in self._trainable_variables_indices:
+                name = getattr(variable, "path", variable.name)
+                raise ValueError(self._changed(repr(name)))
+
+    def _check_trained(self, model: keras.Model | None) -> None:
+        """Refuse a model that trains other weights than these."""
+        if model is None or not self._is_optimizer_of(model):
+            return
+        known = {id(variable) for variable in model.variables}
+        for variable in self._trainable_variables:
+            if id(variable) not in known:
                 raise ValueError(
-                    "Expected: a `base` without weight decay in scratch mode, "
-                    "where DualOpt's own acts. Received: "
-                    f"{type(base).__name__}({name}={value!r}): two decays. "
-                    f"Pass 0.0, `{type(base).__name__}({name}=0.0)`, and "
-                    "`DualOpt(weight_decay=...)`."
+                    "One optimizer holds the anchors of one model. Received: "
+                    f"{model.name!r}, which has no {variable.path!r}. Make a "
+                    "new DualOpt for this model."
                 )
+        if not self.trains(model.trainable_variables, model):
+            raise ValueError(self._changed("another choice of its weights"))
+
+    def trains(
+        self, variables: Sequence[keras.Variable], model: keras.Model
+    ) -> bool:
+        """Tell whether a model's trainable variables are what is trained."""
+        theirs = [id(variable) for variable in variables]
+        own = [id(variable) for variable in self._trainable_variables]
+        if hasattr(_inner(model.optimizer), "optimizers"):
+            return set(own) <= set(theirs)  # A part of them.
+        return own == theirs
+
+    def _changed(self, received: str) -> str:
+        return (
+            f"The {len(self._trainable_variables)} variables this optimizer "
+            f"was built on are not those to be trained. Received: {received}. "
+            "Layers were frozen, unfrozen, given LoRA or quantized since, or "
+            "it is another model: compile again with a new DualOpt, and keep "
+            "the anchors with `new.anchor_at(old)`. No weight was changed."
+        )
+
+    def note_trainer(self) -> None:
+        """Remember the model whose `fit` is running."""
+        model = training_model()
+        if model is not None and self._is_optimizer_of(model):
+            self._trainer_reference = weakref.ref(model)
+
+    def _is_optimizer_of(self, model: keras.Model) -> bool:
+        inner = _inner(getattr(model, "optimizer", None))
+        return any(
+            _inner(part) is self
+            for part in getattr(inner, "optimizers", [inner])
+        )
+
+    def models(self) -> list[keras.Model]:
+        """Return the model whose weights are trained, and the one in `fit`."""
+        found = [self._model_reference(), self._trainer_reference()]
+        models = [model for model in found if model is not None]
+        return list({id(model): model for model in models}.values())
+
+    def settle(self) -> None:
+        """Bring the variables up to date inside of JAX's `fit`."""
+        for model in self.models():
+            settle(model)
+
+    def retrace(self) -> None:
+        """Make compiled steps see other variables or settings."""
+        for model in self.models():
+            engine.forget_compiled(model)
+
+
+def settle(model: keras.Model) -> None:
+    """Bring a model's variables up to date inside of JAX's `fit`."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Return the DualOpt inside of a `LossScaleOptimizer`."""
+    return _inner(optimizer)
+
+
+def _inner(optimizer: Any) -> Any:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+def _nothing() -> None:
+    return None
 
 
 def own_learning_rate(base: keras.optimizers.Optimizer, mode: str) -> Any:
     """Return the learning rate where `DualOpt(learning_rate=None)`."""
-    if isinstance(base, bases.PaperRule) and not base.learning_rate_given:
-        if isinstance(base, bases.SGD):
+    if isinstance(base, PaperRule) and not base.learning_rate_given:
+        if isinstance(base, SGD):
             return 1e-2
         return 1e-4 if mode == "finetune" else 1e-3
     rate = base._learning_rate
     if isinstance(rate, keras.Variable):
-        return shortest(keras.ops.convert_to_numpy(rate))
+        # The shortest number that float32 stores so: 0.01 is read back as
+        # 0.009999999776482582.
+        return float(str(np.float32(keras.ops.convert_to_numpy(rate))))
     return rate
 
 
-def share_clock(
-    optimizer: keras.optimizers.Optimizer, base: keras.optimizers.Optimizer
-) -> None:
-    """Let the base read DualOpt's step counter and learning rate."""
-    for name in ("_iterations", "_learning_rate"):
-        old, new = getattr(base, name), getattr(optimizer, name)
-        if old is new:
-            continue
-        if isinstance(old, keras.Variable):
-            base._untrack_variable(old)
-        setattr(base, name, new)
-    if hasattr(optimizer, "_distribution_strategy"):
-        base._distribution_strategy = optimizer._distribution_strategy
-
-
-def check_unbuilt(base: keras.optimizers.Optimizer) -> None:
-    """Refuse a base that two optimizers share.
-
-    Raises:
-        ValueError: If another one has built it.
-    """
-    if base.built:
-        raise ValueError(
-            "Expected: a `base` of this DualOpt's own. Received: "
-            f"{type(base).__name__} that was built meanwhile (by another "
-            "optimizer or model). Make a new instance for each DualOpt."
-        )
-
-
-def track_in_order(
-    optimizer: keras.optimizers.Optimizer, wanted: Sequence[keras.Variable]
-) -> None:
-    """Track variables in a given order: Keras' wrappers save by position."""
-    for variable in optimizer.variables:
-        optimizer._untrack_variable(variable)
-    for variable in wanted:
-        optimizer._track_variable(variable)
-
-
-def label(base: keras.optimizers.Optimizer) -> str:
-    """Return a name that tells the paper's rules from Keras' namesakes."""
-    name = type(base).__name__
-    return name if isinstance(base, bases.PaperRule) else f"keras.{name}"
-
-
-def build_base(
-    optimizer: keras.optimizers.Optimizer,
-    base: keras.optimizers.Optimizer,
-    variables: Sequence[keras.Variable],
-) -> None:
-    """Build the base, and track its state as DualOpt's."""
-    share_clock(optimizer, base)
-    base.build(list(variables))
-    # After the build: the base must not make accumulators of its own, but its
-    # `iterations` must count real updates as DualOpt's does.
-    base.gradient_accumulation_steps = optimizer.gradient_accumulation_steps
-    known = {id(variable) for variable in optimizer.variables}
-    for variable in state_of(base):
-        if id(variable) not in known:
-            known.add(id(variable))
-            optimizer._track_variable(variable)
-
-
-def state_of(base: keras.optimizers.Optimizer) -> list[keras.Variable]:
+def _state_of(base: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """Return every variable of an optimizer, also those Keras lost track of.
 
     Under `LossScaleOptimizer`, `build` runs with Keras' tracking switched off:
@@ -226,79 +414,3 @@ def state_of(base: keras.optimizers.Optimizer) -> list[keras.Variable]:
         found += [m for m in members if isinstance(m, keras.Variable)]
     trained = {id(variable) for variable in base._trainable_variables}
     return [variable for variable in found if id(variable) not in trained]
-
-
-def base_step(
-    base: keras.optimizers.Optimizer,
-    gradients: Sequence[Any],
-    variables: Sequence[keras.Variable],
-    learning_rate: Any,
-) -> None:
-    """Let the base decay and move the weights, as it would unwrapped."""
-    base._apply_weight_decay(variables)
-    base._backend_update_step(gradients, variables, learning_rate)
-
-
-def warn_if_narrow(
-    base: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> None:
-    """Warn where a Keras optimizer computes in half precision."""
-    if isinstance(base, bases.PaperRule):
-        return
-    for variable in variables:
-        if variable.dtype in ("float16", "bfloat16"):
-            warnings.warn(
-                f"{type(base).__name__} computes in the dtype of the weights, "
-                f"and {variable.path!r} is {variable.dtype}: small steps round "
-                "to nothing, the step counter sticks at 256 in bfloat16. Use "
-                "base='adam' or 'sgd', which compute in float32, or a mixed "
-                "precision policy, which keeps the weights in float32.",
-                stacklevel=stacklevel(),
-            )
-            return
-
-
-def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
-    """Return the base's part of the config."""
-    config: dict[str, Any] = keras.optimizers.serialize(base)
-    # On torch Keras makes an instance of a class of its torch backend, and
-    # would write a name that other backends cannot import. A user's subclass
-    # keeps its own name.
-    own = type(base).__module__.partition(".")[0] == "keras"
-    for kind in type(base).__mro__ if own else ():
-        if getattr(keras.optimizers, kind.__name__, None) is kind:
-            config["module"] = "keras.optimizers"
-            config["class_name"] = kind.__name__
-            config["registered_name"] = None
-            break
-    # The learning rate is DualOpt's; a callable or a schedule would be written
-    # twice, and read back as two objects.
-    config["config"]["learning_rate"] = 0.001
-    config["config"]["gradient_accumulation_steps"] = None
-    pattern = getattr(base, "_exclude_from_weight_decay_pattern", None)
-    if pattern is not None:
-        config["exclude_from_weight_decay"] = pattern.pattern
-    if getattr(base, "_exclude_from_weight_decay", None):
-        warnings.warn(
-            f"{type(base).__name__}.exclude_from_weight_decay(var_list=...) "
-            "names variables, which cannot be written to a config. Use "
-            "`var_names=[...]` if the optimizer is to be saved.",
-            stacklevel=stacklevel(),
-        )
-    return config
-
-
-def base_from_config(config: Any, custom_objects: Any = None) -> Any:
-    """Return what `base_to_config` was made from."""
-    if not isinstance(config, dict):
-        return config
-    config = dict(config)
-    pattern = config.pop("exclude_from_weight_decay", None)
-    # Not `keras.optimizers.deserialize`: it goes by the bare class name, which
-    # takes our Adam for Keras' own and does not know Lamb.
-    base = keras.saving.deserialize_keras_object(
-        config, custom_objects=custom_objects
-    )
-    if pattern is not None:
-        base.exclude_from_weight_decay(var_names=[pattern])
-    return base

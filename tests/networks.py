@@ -203,3 +203,8 @@ def assert_anchored_at(optimizer, start):
         [False] * (len(start) - 2) + [True] * 2
     )
     assert_same(found[:-2], start[:-2])
+
+
+def strengths_of(optimizer):
+    """Return each weight's strength, 0.0 where it is not pulled."""
+    return [row.strength if row.pulled else 0.0 for row in optimizer.rows]

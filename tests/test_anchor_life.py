@@ -3,6 +3,7 @@
 import gc
 
 import keras
+import networks
 import numpy as np
 import pytest
 from keras import layers
@@ -76,8 +77,7 @@ def test_weights_bring_the_reference_rate_back(tmp_path):
     other.build(model.trainable_variables)
     assert other.reference_learning_rate == 1e-2
     assert other.get_config()["reference_learning_rate"] == 1e-2
-    pull = other._parts.pull
-    ratio = float(pull.ratio(pull.strengths[0], 1e-2))
+    ratio = other.pull.host_ratio(other.pull.levels[0], 1e-2)
     assert ratio == pytest.approx(0.1, rel=1e-6)
 
 
@@ -147,11 +147,11 @@ def test_an_exclusion_stays_with_its_weights_when_names_change(tmp_path):
     optimizer = finetune(exclude=f".*{name}/.*|{name}/.*").bind(model, head=())
     model.compile(optimizer, "mse")
     model.fit(X, Y, verbose=0)
-    before = optimizer._parts.plan.strengths
+    before = networks.strengths_of(optimizer)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.second.name != name
-    assert again.optimizer._parts.plan.strengths == before
+    assert networks.strengths_of(again.optimizer) == before
     assert before[:2] != [0.0, 0.0]
     assert before[2:] == [0.0, 0.0]
 
@@ -165,9 +165,11 @@ def test_depths_by_pattern_stay_with_their_weights(tmp_path):
     model.fit(X, Y, verbose=0)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    plan = again.optimizer._parts.plan
-    assert [place.relative for place in plan.places] == [0.25, 0.25, 0.75, 0.75]
-    assert plan.strengths == model.optimizer._parts.plan.strengths
+    rows = again.optimizer.rows
+    assert [row.relative for row in rows] == [0.25, 0.25, 0.75, 0.75]
+    assert networks.strengths_of(again.optimizer) == networks.strengths(
+        model.optimizer
+    )
 
 
 def test_mixed_precision_file_loads_after_anchors_came_back(tmp_path):
@@ -256,8 +258,8 @@ def test_one_layer_is_the_deepest_in_scratch_mode():
     for depth in (None, layer_depth(model, head=())):
         optimizer = DualOpt(mode="scratch", weight_decay=0.3, depth=depth)
         optimizer.bind(model).build(model.trainable_variables)
-        assert optimizer._parts.plan.strengths == [0.3, 0.3]
-        assert optimizer._parts.plan.places[0].relative == 1.0
+        assert networks.strengths_of(optimizer) == [0.3, 0.3]
+        assert optimizer.rows[0].relative == 1.0
 
 
 def test_a_shared_base_is_refused_every_time():

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import networks
 import numpy as np
 import pytest
 from cases import DEPTHS, make_variables
@@ -224,7 +225,7 @@ def test_settings_can_be_read_and_be_set_before_build():
         optimizer.rollback = 4.0
     optimizer.build(make_variables())
     assert optimizer.rollback == 0.4
-    strengths = optimizer._parts.plan.strengths
+    strengths = networks.strengths_of(optimizer)
     np.testing.assert_allclose(max(strengths), 0.4)
 
 

@@ -134,9 +134,9 @@ def test_order_of_the_patterns_is_kept():
     variables = make_variables()
     for optimizer in (made, again):
         optimizer.build(variables)
-    found = [place.relative for place in again._parts.plan.places]
+    found = [place.relative for place in again.rows]
     assert found == [0.9, 0.1, 0.5, 0.5, 0.5, None]
-    assert again._parts.plan.strengths == made._parts.plan.strengths
+    assert networks.strengths_of(again) == networks.strengths_of(made)
 
 
 def no_gradient(step, thetas):
@@ -171,8 +171,8 @@ def test_head_that_was_bound_is_part_of_the_config():
     for made in (optimizer, again):
         made.build(model.trainable_variables)
         # Without the head that was bound, "last" would be one.
-        assert made._parts.plan.anchored == [True] * 4
-        assert made._parts.plan.strengths == [0.2, 0.2, 0.0, 0.0]
+        assert [row.anchored for row in made.rows] == [True] * 4
+        assert networks.strengths_of(made) == [0.2, 0.2, 0.0, 0.0]
     assert again.get_config() == optimizer.get_config()
 
 

@@ -43,10 +43,10 @@ def test_values_are_taken_as_they_are_not_rescaled():
 
 def test_places_need_no_model_and_keep_the_order():
     given = variables()
-    places = depth_from_patterns(PATTERNS, given).place(None, given[::-1])
-    assert [place.relative for place in places] == [None, 0.75, 0.0, 0.0]
-    assert [place.path for place in places] == [v.path for v in given[::-1]]
-    assert len({place.key for place in places}) == 4
+    rows = depth_from_patterns(PATTERNS, given[::-1]).rows
+    assert [row.relative for row in rows] == [None, 0.75, 0.0, 0.0]
+    assert [row.path for row in rows] == [v.path for v in given[::-1]]
+    assert len({row.key for row in rows}) == 4
 
 
 def test_a_pattern_may_win_a_frozen_weight_alone():
@@ -54,10 +54,11 @@ def test_a_pattern_may_win_a_frozen_weight_alone():
     patterns = {"c/moving_.*": 0.1, ".*": 0.5}
     with pytest.raises(ValueError, match="moving_"):
         depth_from_patterns(patterns, model.trainable_variables)
-    depth = depth_from_patterns(
-        patterns, model.trainable_variables, model.weights
-    )
-    assert {row.relative for row in depth.rows} == {0.5}
+    depth = depth_from_patterns(patterns, model.trainable_variables, model)
+    assert {row.relative for row in depth.rows} == {0.1, 0.5}
+    assert {
+        row.relative for row in depth.place(model, model.trainable_variables)
+    } == {0.5}
 
 
 def test_it_survives_json_and_keeps_the_order_of_the_patterns():
@@ -67,7 +68,6 @@ def test_it_survives_json_and_keeps_the_order_of_the_patterns():
     )
     again = keras.saving.deserialize_keras_object(json.loads(config))
     assert again == depth
-    assert again.place(None, variables()) == depth.place(None, variables())
     other = depth_from_patterns({**PATTERNS, "b_kernel": 0.5}, variables())
     assert again != other
 

@@ -275,7 +275,7 @@ def single_layer(mode):
     if mode == "finetune":
         optimizer.bind(model, head=())
     optimizer.build(model.trainable_variables)
-    return optimizer._parts.plan.strengths
+    return networks.strengths_of(optimizer)
 
 
 def test_only_layer_has_the_full_strength_in_both_modes():

@@ -9,7 +9,7 @@ import pytest
 from keras_dualopt import DualOpt, plot_strength
 from keras_dualopt.callbacks import Drift, DriftRecord, Retention
 from keras_dualopt.callbacks.measure import LOG_KEYS, Sample
-from keras_dualopt.penalty import decay_strength, rollback_strength
+from keras_dualopt.pull import decay_strength, rollback_strength
 from keras_dualopt.reviewing import ReviewCurve
 
 STEPS = [1, 6, 11, 13]

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from loops import compiled, tensors, values
 
 from keras_dualopt import DualOpt, bases
-from keras_dualopt.penalty import (
+from keras_dualopt.pull import (
+    Level,
+    Pull,
     decay_strength,
     pulled,
     rollback_strength,
     way,
 )
-from keras_dualopt.pull import Pull
 
 # The same examples every time: a failure here must not depend on the day.
 thorough = settings(
@@ -136,8 +137,9 @@ def test_laws_hold_when_compiled(anchored, ratio):
     st.floats(1e-8, 1e3),
 )
 def test_share_is_between_nothing_and_the_whole_way(rate, strength, eta):
-    made = Pull([strength], [None], eta)
+    made = Pull([Level(strength)], [None], eta)
     ratio = float(made.ratio(strength, np.float32(rate)))
+    assert made.host_ratio(Level(strength), rate) == pytest.approx(ratio)
     assert 0.0 <= ratio <= 1.0
     exact = min(max(float(np.float32(rate)) * strength / eta, 0.0), 1.0)
     np.testing.assert_allclose(ratio, exact, rtol=1e-5, atol=1e-30)

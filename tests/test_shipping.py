@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_dualopt import DualOpt
-from keras_dualopt.shipping import restore_optimizer, save_without_anchors
+from keras_dualopt.files import restore_optimizer, save_without_anchors
 
 WIDTH = 64
 

@@ -25,7 +25,7 @@ if BACKEND != "torch":
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from keras_dualopt.backend import torch_blocks, torch_pull
+from keras_dualopt.backend import torch_fused
 
 STEPS = 12
 COUNT = 6  # variables of `make_variables`
@@ -115,7 +115,7 @@ def test_large_weights_are_cut_and_small_ones_share_a_block(
 ):
     ours, _, _ = RULES[rule]
     whole = trained(ours, mode)
-    monkeypatch.setitem(torch_blocks.LIMITS, "cpu", 16)
+    monkeypatch.setitem(torch_fused.LIMITS, "cpu", 16)
     paths.update(fused=0, kernels=0)
     cut = trained(ours, mode)
     # 54 and 20 numbers in four and two pieces, each a block of its own; then
@@ -129,7 +129,7 @@ def test_large_weights_are_cut_and_small_ones_share_a_block(
 def test_scalars_that_stay_on_the_device(rule, mode, paths, monkeypatch):
     """As on a GPU, where a number read off a tensor would wait for it."""
     ours, plain, _ = RULES[rule]
-    monkeypatch.setattr(torch_pull, "HOSTS", ())
+    monkeypatch.setattr(torch_fused, "HOSTS", ())
     got = trained(ours, mode)
     assert paths["fused"] == COUNT * STEPS
     assert_close(got, trained(plain, mode))

@@ -1,4 +1,4 @@
-"""The two base rules of the paper, as Keras optimizers."""
+"""The paper's two rules, and which other optimizers may be a base."""
 
 from keras_dualopt.bases.adam import Adam
 from keras_dualopt.bases.paper_rule import PaperRule

@@ -1,17 +1,29 @@
 """What the paper's rules share: float32 arithmetic, and the pull inside."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_dualopt import backend
-from keras_dualopt.pull import Pull, compute_dtype
+from keras_dualopt.backend import engine
+from keras_dualopt.pull import Pull, Steps, compute_dtype
 
 # OLOR, "Implementation Details", names 1e-4 (ViT, Adam) and 1e-2 (ConvNeXt,
 # SGD); DualOpt has defaults of its own for each mode. Keras wants a number.
 _UNSET_LEARNING_RATE = 1e-3
+
+
+class _Shared(NamedTuple):
+    """What the variables of one step share.
+
+    Args:
+        scalars: `PaperRule.scalars` by share of the learning rate.
+        steps: What the pull does in this step.
+    """
+
+    scalars: dict[Any, tuple[Any, ...]]
+    steps: Steps | None
 
 
 class PaperRule(keras.optimizers.Optimizer):
@@ -72,11 +84,15 @@ class PaperRule(keras.optimizers.Optimizer):
         """Return what the rule of all variables shares, float32 scalars."""
         return (ops.cast(learning_rate, "float32"),)
 
-    def _shared(self, learning_rate: Any, indices: Sequence[int]) -> Any:
-        """Return the scalars of a step: the rule's and the pull's."""
-        pull = self.pull
-        ways = {} if pull is None else pull.ways(learning_rate, indices)
-        return (self.scalars(learning_rate), ways)
+    def _shared(self, learning_rate: Any, indices: Sequence[int]) -> "_Shared":
+        if self.pull is None:
+            return _Shared({None: self.scalars(learning_rate)}, None)
+        steps = self.pull.steps(learning_rate, indices)
+        scalars: dict[Any, tuple[Any, ...]] = {}
+        for level, rate in steps.rates.items():
+            if level.rate not in scalars:
+                scalars[level.rate] = self.scalars(rate)
+        return _Shared(scalars, steps)
 
     def pre_weight(
         self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
@@ -93,22 +109,24 @@ class PaperRule(keras.optimizers.Optimizer):
     ) -> None:
         """Move one variable. `learning_rate`: η_t, or what the step shares."""
         index = self._get_variable_index(variable)
-        scalars, ways = (
+        shared = (
             learning_rate
-            if isinstance(learning_rate, tuple)
+            if isinstance(learning_rate, _Shared)
             else self._shared(learning_rate, [index])
         )
+        pull = self.pull
+        rate = None if pull is None else pull.levels[index].rate
         dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
-        gradient = ops.cast(backend.dense(gradient), dtype)
-        value = self.pre_weight(gradient, variable, index, scalars)
-        if self.pull is not None:
-            value = self.pull(index, value, ways)
+        gradient = ops.cast(engine.dense(gradient), dtype)
+        value = self.pre_weight(gradient, variable, index, shared.scalars[rate])
+        if pull is not None and shared.steps is not None:
+            value = pull(index, value, shared.steps)
         self.assign(variable, ops.cast(value, variable.dtype))
 
     def _backend_update_step(
         self, grads: Any, trainable_variables: Any, learning_rate: Any
     ) -> None:
-        gradients, variables = backend.batched_step(
+        gradients, variables = engine.batched_step(
             self, grads, trainable_variables, learning_rate
         )
         if variables:

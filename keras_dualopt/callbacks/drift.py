@@ -12,7 +12,7 @@ from keras_dualopt.callbacks.measure import (
     rate_of,
 )
 from keras_dualopt.callbacks.record import DriftRecord
-from keras_dualopt.compiled import optimizer_of
+from keras_dualopt.lookup import optimizer_of
 
 
 class Drift(keras.callbacks.Callback):

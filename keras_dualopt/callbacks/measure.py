@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dualopt.anchored import AnchoredOptimizer
-from keras_dualopt.layers import layers_of
+from keras_dualopt.optimizer import DualOpt
+from keras_dualopt.plan import layers_of
 
 LOG_KEYS = (
     "drift",
@@ -46,7 +46,7 @@ class Snapshot:
     @classmethod
     def of(
         cls,
-        optimizer: AnchoredOptimizer,
+        optimizer: DualOpt,
         variables: Sequence[keras.Variable],
     ) -> "Snapshot":
         """Copy the weights."""
@@ -61,12 +61,12 @@ class Snapshot:
         return dataclasses.replace(self, rate=rate)
 
 
-def iterations_of(optimizer: AnchoredOptimizer) -> int:
+def iterations_of(optimizer: DualOpt) -> int:
     """Return the number of updates so far; micro-steps do not count."""
     return int(ops.convert_to_numpy(optimizer.iterations))
 
 
-def rate_of(optimizer: AnchoredOptimizer) -> float:
+def rate_of(optimizer: DualOpt) -> float:
     """Return η_t of the next step."""
     return float(ops.convert_to_numpy(optimizer.learning_rate))
 
@@ -96,46 +96,47 @@ class Measure:
         optimizer: A built DualOpt.
     """
 
-    def __init__(self, optimizer: AnchoredOptimizer) -> None:
-        plan = optimizer._built_parts("layers").plan
-        self.mode: str = optimizer._arguments.mode
+    def __init__(self, optimizer: DualOpt) -> None:
+        self.mode: str = optimizer.mode
         self._optimizer = optimizer
-        measured = [
-            not getattr(variable, "overwrite_with_gradient", False)
-            and (self.mode == "scratch" or anchored or strength > 0.0)
-            for variable, anchored, strength in zip(
-                optimizer._trainable_variables,
-                plan.anchored,
-                plan.strengths,
-                strict=True,
-            )
-        ]
+        rows = optimizer.rows
+        measured = {
+            id(row)
+            for row in rows
+            if not getattr(row.variable, "overwrite_with_gradient", False)
+            and (self.mode == "scratch" or row.anchored or row.pulled)
+        }
         layers = [
-            (layer.name, layer.relative, kept)
-            for layer in layers_of(plan)
-            if (kept := [i for i in layer.indices if measured[i]])
+            kept
+            for layer in layers_of(rows)
+            if (kept := [row for row in layer if id(row) in measured])
         ]
-        self.names = [name for name, _, _ in layers]
+        self.names = [layer[0].layer for layer in layers]
         # Names change when a model is reloaded, places do not.
-        self.places = [plan.places[kept[0]].key for _, _, kept in layers]
+        self.places = [layer[0].key for layer in layers]
         self.relative = np.array(
-            [np.nan if r is None else r for _, r, _ in layers], dtype="float64"
+            [
+                np.nan if layer[0].relative is None else layer[0].relative
+                for layer in layers
+            ],
+            dtype="float64",
         )
-        self._indices = [i for _, _, indices in layers for i in indices]
+        self._rows = [row for layer in layers for row in layer]
+        numbers = {id(row): index for index, row in enumerate(rows)}
+        self._indices = [numbers[id(row)] for row in self._rows]
         self._layer = np.repeat(
-            np.arange(len(layers)), [len(indices) for _, _, indices in layers]
+            np.arange(len(layers)), [len(layer) for layer in layers]
         )
         # LoRA's second factor is pulled to 0, which is no pretrained value.
         self._drifts = np.array(
-            [self.mode == "scratch" or plan.anchored[i] for i in self._indices],
+            [self.mode == "scratch" or row.anchored for row in self._rows],
             dtype=bool,
         )
 
     @property
     def variables(self) -> list[keras.Variable]:
         """The weights that are measured."""
-        variables = self._optimizer._trainable_variables
-        return [variables[index] for index in self._indices]
+        return [row.variable for row in self._rows]
 
     def iterations(self) -> int:
         """Return the number of updates so far; micro-steps do not count."""
@@ -143,8 +144,6 @@ class Measure:
 
     def __call__(self, before: Snapshot | None) -> Sample:
         """Measure now; what concerns a step only if one was watched."""
-        optimizer = self._optimizer
-        parts = optimizer._built_parts("layers")
         step = self.iterations()
         ratio = np.zeros(len(self._indices), dtype="float32")
         factors = ratio
@@ -159,7 +158,7 @@ class Measure:
                 factors = np.full_like(ratio, np.nan)
         sums = _sums_of_squares(
             self.variables,
-            [parts.anchors.slots[i] for i in self._indices],
+            [row.anchor for row in self._rows],
             before,
             factors,
         )
@@ -167,10 +166,10 @@ class Measure:
 
     def _ratio(self, rate: float) -> Any:
         """Return ρ of each weight, in the arithmetic of the step itself."""
-        pull = self._optimizer._built_parts("layers").pull
-        share = np.float32(rate) / np.float32(pull.reference)
-        strengths = np.array(pull.strengths, dtype="float32")[self._indices]
-        return np.clip(share * strengths, np.float32(0.0), np.float32(1.0))
+        pull = self._optimizer.pull
+        levels = [pull.levels[index] for index in self._indices]
+        ratios = {level: pull.host_ratio(level, rate) for level in {*levels}}
+        return np.array([ratios[level] for level in levels], dtype="float32")
 
     def _sample(
         self, step: int, ratio: Any, sums: dict[str, Any], watched: bool

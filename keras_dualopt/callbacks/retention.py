@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_dualopt import backend
+from keras_dualopt.backend import engine
 from keras_dualopt.evaluation import (
     Rule,
     check_rule,
@@ -136,7 +136,7 @@ class Retention(keras.callbacks.Callback):
         """Put the best weights back, where that was asked for."""
         if self._best_index < len(self.epochs) - 1:
             for weight, value in zip(self._weights(), self._best_weights):
-                backend.copy_value(weight, keras.ops.convert_to_tensor(value))
+                engine.copy_value(weight, keras.ops.convert_to_tensor(value))
         self._best_weights = []
 
     def _weights(self) -> list[keras.Variable]:

@@ -4,7 +4,12 @@ from keras_dualopt.depth.find import find_model, no_weights, training_model
 from keras_dualopt.depth.head import check_head
 from keras_dualopt.depth.patterns import depth_from_patterns
 from keras_dualopt.depth.resolve import layer_depth
-from keras_dualopt.depth.table import DepthRow, LayerDepth, Place
+from keras_dualopt.depth.table import (
+    DepthRow,
+    LayerDepth,
+    Place,
+    place_keys,
+)
 
 __all__ = [
     "DepthRow",
@@ -15,5 +20,6 @@ __all__ = [
     "find_model",
     "layer_depth",
     "no_weights",
+    "place_keys",
     "training_model",
 ]

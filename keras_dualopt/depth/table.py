@@ -248,3 +248,21 @@ def _layer_key(key: str) -> str:
 
 def _row(config: Mapping[str, Any]) -> DepthRow:
     return DepthRow(**{**config, "shape": tuple(config["shape"])})
+
+
+def place_keys(
+    model: keras.Model, variables: Sequence[keras.Variable]
+) -> list[str]:
+    """Return each variable's `Place.key`, without finding depths.
+
+    Raises:
+        ValueError: For a variable that is not the model's.
+    """
+    known = Structure(model).by_variable
+    for variable in variables:
+        if id(variable) not in known:
+            raise ValueError(
+                f"{variable.path!r} is not a weight of {model.name!r}. Give "
+                "the model that owns it."
+            )
+    return [known[id(variable)].key for variable in variables]

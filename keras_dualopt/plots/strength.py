@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_dualopt.anchored import unwrapped
-from keras_dualopt.layers import layers_of
-from keras_dualopt.penalty import decay_strength, rollback_strength
+from keras_dualopt.optimizer import DualOpt
+from keras_dualopt.plan import layers_of
 from keras_dualopt.plots.canvas import COLOURS, MARKS, finish, new_figure
+from keras_dualopt.settings import Settings
+from keras_dualopt.wrapping import unwrapped
 
 
 def plot_strength(
@@ -38,37 +39,29 @@ def plot_strength(
     >>> mild, steep = (DualOpt(1e-3, power=power) for power in (1.0, 4.0))
     >>> plot_strength(mild, steep, path="strength.png")  # doctest: +SKIP
     """
-    settings = [_arguments_of(optimizer) for optimizer in optimizers]
-    modes = {arguments.mode for arguments in settings}
-    if len(modes) != 1:
+    found = [_checked(optimizer) for optimizer in optimizers]
+    kinds = {optimizer.settings.level_names[0] for optimizer in found}
+    if len(kinds) != 1:
         raise ValueError(
-            "Expected: one DualOpt, or several of one mode: the strengths of "
-            f"the two modes have different units. Received: {len(settings)} "
-            f"of modes {sorted(modes)}."
+            "`plot_strength` takes one DualOpt, or several that are set in one "
+            f"unit. Received: {len(found)}, set by {sorted(kinds)}."
         )
-    finetune = modes == {"finetune"}
+    (kind,) = kinds
     figure, axes = new_figure(6.4, 3.8)
     depths = np.linspace(0.0, 1.0, 201)
-    formula = rollback_strength if finetune else decay_strength
-    for number, (optimizer, arguments) in enumerate(
-        zip(optimizers, settings, strict=True)
-    ):
+    for number, optimizer in enumerate(found):
         colour = COLOURS[number % len(COLOURS)]
-        high, low = arguments.levels
+        settings = optimizer.settings
         axes.plot(
             depths,
-            [formula(r, high, low, arguments.power) for r in depths],
+            [settings.amount(r) for r in depths],
             color=colour,
-            label=_label(arguments, finetune),
+            label=_label(settings),
         )
         mark = MARKS[number % len(MARKS)]
-        axes.plot(*_strengths_of(optimizer), mark, color=colour, markersize=5)
+        axes.plot(*_layers_of(optimizer), mark, color=colour, markersize=5)
     axes.set_xlabel("relative depth r (0: nearest the input, 1: deepest)")
-    axes.set_ylabel(
-        "share of the way back to θ₀ per step\nat the reference learning rate"
-        if finetune
-        else "weight decay (AdamW's units):\nshare of θ removed per step / η_t"
-    )
+    axes.set_ylabel(_UNITS[kind])
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(bottom=0.0)
     axes.grid(alpha=0.3)
@@ -76,32 +69,38 @@ def plot_strength(
     return finish(figure, path)
 
 
-def _arguments_of(optimizer: Any) -> Any:
-    arguments = getattr(unwrapped(optimizer), "_arguments", None)
-    if arguments is None:
+_UNITS = {
+    "rollback": "share of the way back to θ₀ per step\n"
+    "at the reference learning rate",
+    "reach": "R: how far a weight may go from θ₀",
+    "weight_decay": "weight decay (AdamW's units):\n"
+    "share of θ removed per step / η_t",
+}
+
+
+def _checked(optimizer: Any) -> DualOpt:
+    found = unwrapped(optimizer)
+    if not isinstance(found, DualOpt):
         raise TypeError(
-            "Expected: a DualOpt. Received: "
+            "`plot_strength` takes DualOpts. Received: "
             f"{type(optimizer).__name__} {optimizer!r}."
         )
-    return arguments
+    return found
 
 
-def _strengths_of(optimizer: Any) -> tuple[list[float], list[float]]:
+def _layers_of(optimizer: DualOpt) -> tuple[list[float], list[float]]:
     """Return depth and strength of each layer; none before `build`."""
-    parts = unwrapped(optimizer)._parts
     depths, strengths = [], []
-    for layer in [] if parts is None else layers_of(parts.plan):
-        if layer.relative is not None:
-            depths.append(layer.relative)
-            strengths.append(
-                max(parts.plan.strengths[i] for i in layer.indices)
-            )
+    for layer in layers_of(optimizer.rows) if optimizer.built else []:
+        pulled = [row.strength for row in layer if row.pulled]
+        if layer[0].relative is not None:
+            depths.append(layer[0].relative)
+            strengths.append(max(pulled, default=0.0))
     return depths, strengths
 
 
-def _label(arguments: Any, finetune: bool) -> str:
-    high, low = arguments.levels
-    signs = ("ι₁", "ι₂") if finetune else ("w₁", "w₂")
-    return (
-        f"{signs[0]} = {high:g}, {signs[1]} = {low:g}, γ = {arguments.power:g}"
-    )
+def _label(settings: Settings) -> str:
+    parts = [f"{n} = {getattr(settings, n)}" for n in settings.level_names]
+    if settings.shallow_rate != 1.0:
+        parts.append(f"shallow_rate = {settings.shallow_rate:g}")
+    return ", ".join([*parts, f"power = {settings.power:g}"])

@@ -127,7 +127,7 @@ def test_lora_changes_no_depth():
     depths = [
         {
             (place.layer.rpartition("/")[2], place.relative)
-            for place in model.optimizer._parts.plan.places
+            for place in model.optimizer.rows
         }
         for model in (plain, lora)
     ]

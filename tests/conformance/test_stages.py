@@ -8,7 +8,6 @@ import reference
 from cases import BACKEND
 
 from keras_dualopt import DualOpt, save_without_anchors
-from keras_dualopt.summary import summary_table
 
 PRETRAINED = networks.weights()
 OTHER = networks.weights(seed=99)
@@ -272,7 +271,7 @@ def test_frozen_layers_have_no_anchor_and_count_as_layers():
     assert anchors[2:] == [None, None]
     networks.assert_same(anchors[:2], PRETRAINED[4:6])
     # The third of three pretrained layers: the weakest pull, as unfrozen.
-    assert model.optimizer._parts.plan.strengths[:2] == pytest.approx(
+    assert networks.strengths_of(model.optimizer)[:2] == pytest.approx(
         [networks.FINETUNE["rollback_min"]] * 2
     )
 
@@ -365,7 +364,7 @@ def test_anchors_outlive_stages_in_which_their_weights_are_frozen(frozen):
         model, unfrozen_reference(tuned, PRETRAINED, 2, start=6)
     )
     # What is pulled again is held once.
-    assert model.optimizer._parts.anchors.carried == {}
+    assert model.optimizer.carried == {}
 
 
 @head_alone
@@ -417,8 +416,8 @@ def test_anchors_of_frozen_weights_are_not_shipped(tmp_path):
     model = drifted(BASE)
     save_without_anchors(model, tmp_path / "x.keras")
     loaded = keras.saving.load_model(tmp_path / "x.keras")
-    assert loaded.optimizer._parts.anchors.carried == {}
-    assert len(model.optimizer._parts.anchors.carried) == 6
+    assert loaded.optimizer.carried == {}
+    assert len(model.optimizer.carried) == 6
 
 
 def dropped(optimizer, sources):
@@ -481,7 +480,7 @@ def test_places_in_a_part_are_not_those_of_the_whole():
     new = make(depth={".*": 0.3}).bind(whole)
     new.build(whole.trainable_variables)
     new.anchor_at(old)
-    assert new._parts.anchors.carried == {}
+    assert new.carried == {}
     networks.assert_same(
         networks.anchors(new), networks.arrays(whole.trainable_variables)
     )
@@ -489,20 +488,10 @@ def test_places_in_a_part_are_not_those_of_the_whole():
 
 @head_alone
 def test_summary_states_the_bytes_of_anchors_of_frozen_weights():
-    optimizer = drifted(BASE).optimizer
-    parts = optimizer._parts
-    arguments = (
-        parts.plan,
-        optimizer._arguments,
-        networks.RATE,
-        "Adam",
-        optimizer._trainable_variables,
-        parts.anchors.slots,
-    )
-    text = summary_table(*arguments, parts.anchors.carried)
+    lines = []
+    drifted(BASE).optimizer.summary(lines.append)
     held = 4 * sum(array.size for array in PRETRAINED[:6])
-    assert text.endswith(
+    assert lines[0].endswith(
         f"and {held:,} bytes on the host: θ₀ of 6 weights that are not "
         "trained now"
     )
-    assert text.startswith(summary_table(*arguments))

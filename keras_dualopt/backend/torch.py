@@ -1,24 +1,24 @@
 """PyTorch: everything runs eagerly, in place, on live buffers."""
 
-import contextlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 import torch
 
-from keras_dualopt.backend import torch_batched
+from keras_dualopt.backend import torch_fused
+from keras_dualopt.backend.defaults import eager as eager
+from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
+from keras_dualopt.backend.defaults import hidden_scalars as hidden_scalars
+from keras_dualopt.backend.defaults import replicated as replicated
+from keras_dualopt.backend.defaults import starting_model as starting_model
 
 
-def eager() -> AbstractContextManager[Any]:
-    """PyTorch is eager already."""
-    return contextlib.nullcontext()
-
-
-def replicated(strategy: Any) -> AbstractContextManager[Any]:
-    """PyTorch's replicas are processes."""
-    return contextlib.nullcontext()
+def concrete(variable: keras.Variable) -> Any:
+    """Return a variable's value on the host."""
+    value = variable.value.detach().cpu()
+    narrow = value.dtype in (torch.bfloat16, torch.float16)
+    return (value.float() if narrow else value).numpy()
 
 
 def copy_value(target: keras.Variable, source: Any) -> None:
@@ -40,6 +40,8 @@ def capture(
     flag: keras.Variable,
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
+    units: keras.Variable | None = None,
+    measure: Any = None,
     strategy: Any = None,
 ) -> None:
     """Copy `variables` into `anchors` in the first step.
@@ -54,9 +56,22 @@ def capture(
         for anchor, variable in zip(anchors, variables, strict=True):
             # A copy, and within the scope of `stateless_apply`, if in one.
             anchor.assign(variable.value.clone())
+        if units is not None:
+            units.assign(measure([variable.value for variable in variables]))
         flag.assign(torch.ones_like(value))
     if flag.value is value:
         value._seen_taken_at = value._version
+
+
+@torch.no_grad()
+def before_step(
+    pull: Any, variables: Sequence[keras.Variable], indices: Sequence[int]
+) -> list[Any]:
+    """Return θ_{t−1} of the variables whose step will be shortened."""
+    return [
+        variable.value.clone() if pull.slows[index] else None
+        for index, variable in zip(indices, variables, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -65,18 +80,29 @@ def pull_each(
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
     learning_rate: Any,
+    before: Sequence[Any],
     strategy: Any = None,
 ) -> None:
-    """Pull every variable that has a target."""
-    left = torch_batched.pull_each(pull, variables, indices, learning_rate)
-    ways = pull.ways(learning_rate, [index for index, _ in left])
+    """Shorten and pull what is to be."""
+    steps = None
+    plain = []
+    for index, variable, past in zip(indices, variables, before, strict=True):
+        if past is None:
+            plain.append((index, variable))
+            continue
+        if steps is None:
+            steps = pull.steps(learning_rate, indices)
+        variable.assign(pull(index, variable.value, steps, past))
+    left = torch_fused.pull_each(
+        pull,
+        [variable for _, variable in plain],
+        [index for index, _ in plain],
+        learning_rate,
+    )
+    if left:
+        steps = pull.steps(learning_rate, [index for index, _ in left])
     for index, variable in left:
-        variable.assign(pull(index, variable.value, ways))
-
-
-def hidden_scalars(values: Sequence[float], used: Any) -> Sequence[Any]:
-    """Nothing is compiled that numbers could be hidden from."""
-    return values
+        variable.assign(pull(index, variable.value, steps))
 
 
 def batched_step(
@@ -86,7 +112,7 @@ def batched_step(
     learning_rate: Any,
 ) -> tuple[Sequence[Any], Sequence[Any]]:
     """Run torch's fused kernels on all that they can take."""
-    left: tuple[list[Any], list[Any]] = torch_batched.step(
+    left: tuple[list[Any], list[Any]] = torch_fused.step(
         rule, gradients, variables, learning_rate
     )
     return left
@@ -99,11 +125,3 @@ def uncompiled(function: Any) -> Any:
     add minutes for many weights, and could not beat the fused kernels.
     """
     return torch.compiler.disable(function)
-
-
-def forget_compiled(model: Any) -> None:
-    """Nothing is compiled but by `torch.compile`, which guards itself."""
-
-
-def keep_state() -> None:
-    """Nothing is lost in an error: the variables keep their values."""

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_dualopt import state_file
-from keras_dualopt.anchored import AnchoredOptimizer
-from keras_dualopt.anchors import DROPPED, TAKEN
-from keras_dualopt.compiled import optimizer_of, settle
+from keras_dualopt import checkpoint
+from keras_dualopt.lookup import optimizer_of
+from keras_dualopt.optimizer import DualOpt
+from keras_dualopt.wrapping import settle
 
 _KERAS, _WEIGHTS = ".keras", ".weights.h5"
 # Where Keras puts things: a `.keras` file is a zip with a weights file inside,
@@ -66,34 +66,28 @@ def save_without_anchors(
 
 
 @contextlib.contextmanager
-def _without_anchors(
-    outer: Any, optimizer: AnchoredOptimizer
-) -> Iterator[None]:
+def _without_anchors(outer: Any, optimizer: DualOpt) -> Iterator[None]:
     """Let the optimizer say, while it is saved, that its anchors are gone.
 
     They are not: dropping and remaking them would leave compiled steps with
     variables that are no longer there.
     """
-    parts = optimizer._parts
-    if parts is None or parts.anchors.state != TAKEN:
-        yield  # Anchors that were not taken are not written.
-        return
-    kept = {id(slot) for slot in parts.anchors.slots if slot is not None}
+    rows = optimizer.rows if optimizer.built else []
+    kept = {id(row.anchor) for row in rows if row.anchor is not None}
 
     def save(store: Any) -> None:
         shipped = [v for v in outer.variables if id(v) not in kept]
         for number, variable in enumerate(shipped):
             store[str(number)] = keras.ops.convert_to_numpy(variable.value)
 
-    parts.anchors.set_state(DROPPED)
     if outer is not optimizer:
         # LossScaleOptimizer writes its inner optimizer's variables once more.
         vars(outer)["save_own_variables"] = save
     try:
-        yield
+        with optimizer.without_anchors():
+            yield
     finally:
         vars(outer).pop("save_own_variables", None)
-        parts.anchors.set_state(TAKEN)
 
 
 def restore_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -130,7 +124,7 @@ def restore_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     optimizer = optimizer_of(model)
     groups = _read_groups(path)
     found = next(
-        (group for group in groups.values() if state_file.read(group)), None
+        (group for group in groups.values() if checkpoint.read(group)), None
     )
     if found is None:
         raise ValueError(

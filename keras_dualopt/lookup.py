@@ -2,12 +2,11 @@
 
 import keras
 
-from keras_dualopt.anchored import AnchoredOptimizer, unwrapped
+from keras_dualopt.optimizer import DualOpt
+from keras_dualopt.wrapping import unwrapped
 
 
-def optimizer_of(
-    model: keras.Model, beside_others: bool = False
-) -> AnchoredOptimizer:
+def optimizer_of(model: keras.Model, beside_others: bool = False) -> DualOpt:
     """Return the DualOpt of a compiled model, also a wrapped one.
 
     Args:
@@ -23,30 +22,24 @@ def optimizer_of(
     parts = [
         part
         for part in map(unwrapped, getattr(optimizer, "optimizers", ()))
-        if isinstance(part, AnchoredOptimizer)
+        if isinstance(part, DualOpt)
     ]
     if parts and not beside_others:
         raise ValueError(
-            "Expected: a model all of whose weights DualOpt trains. Received: "
-            "one compiled with a MultiOptimizer, whose other optimizers have "
-            "no anchors. Call `model.compile(DualOpt(...), ...)`."
+            "The model must be one all of whose weights DualOpt trains. "
+            "Received: one compiled with a MultiOptimizer, whose other "
+            "optimizers have no anchors. Call `model.compile(DualOpt(...))`."
         )
     if len(parts) == 1:
         return parts[0]
-    if not isinstance(optimizer, AnchoredOptimizer):
+    if not isinstance(optimizer, DualOpt):
         received = (
             "one that is not compiled"
             if optimizer is None
             else f"one compiled with {type(optimizer).__name__}"
         )
         raise ValueError(
-            "Expected: a model compiled with DualOpt. Received: "
-            f"{received}. Call `model.compile(DualOpt(...), ...)`."
+            f"The model must be compiled with DualOpt. Received: {received}. "
+            "Call `model.compile(DualOpt(...), ...)`."
         )
     return optimizer
-
-
-def settle(model: keras.Model) -> None:
-    """Bring a model's variables up to date inside of JAX's `fit`."""
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()

@@ -13,6 +13,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_dualopt.backend.defaults import batched_step as batched_step
+from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
+from keras_dualopt.backend.defaults import starting_model as starting_model
+from keras_dualopt.backend.defaults import uncompiled as uncompiled
+
 
 def eager() -> AbstractContextManager[Any]:
     """Leave the graph that `fit` is tracing when it builds the optimizer."""
@@ -26,6 +31,14 @@ def replicated(strategy: Any) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
     scope: AbstractContextManager[Any] = strategy.scope()
     return scope
+
+
+def concrete(variable: keras.Variable) -> Any:
+    """Return a variable's value on the host, also while a step is traced."""
+    with tf.init_scope():
+        if not tf.executing_eagerly():
+            return None
+        return variable.value.numpy()
 
 
 def copy_value(target: keras.Variable, source: Any) -> None:
@@ -66,6 +79,8 @@ def capture(
     flag: keras.Variable,
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
+    units: keras.Variable | None = None,
+    measure: Any = None,
     strategy: Any = None,
 ) -> None:
     """Copy `variables` into `anchors` in the first step."""
@@ -76,6 +91,9 @@ def capture(
         def take() -> None:
             for anchor, variable in zip(anchors, variables, strict=True):
                 _update(distribution, anchor.value, _assign, variable.value)
+            if units is not None:
+                sizes = measure([variable.value for variable in variables])
+                _update(distribution, units.value, _assign, sizes)
             _update(distribution, flag.value, _assign, tf.ones_like(flag.value))
 
         tf.cond(tf.equal(flag.value, 0), take, lambda: None)
@@ -87,25 +105,37 @@ def _assign(target: Any, value: Any) -> None:
     target.assign(tf.cast(value, target.dtype))
 
 
-def hidden_scalars(values: Sequence[float], used: Any) -> Sequence[Any]:
+def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
     """Return numbers that XLA does not see; 0 where they are not used.
 
     As on JAX. What comes out of a `case` is no constant to XLA; what comes out
     of a `cond` may be one.
     """
+    if isinstance(values, keras.Variable):
+        values = [*tf.unstack(values.value, num=values.shape[0])]
     devices = {
         device.device_type for device in tf.config.list_logical_devices()
     }
-    if tf.executing_eagerly() or devices != {"CPU"}:
-        return values
+    if not values or tf.executing_eagerly() or devices != {"CPU"}:
+        return list(values)
     scalars: list[Any] = tf.switch_case(
         tf.cast(used, tf.int32),
         [
             lambda: [tf.constant(0.0)] * len(values),
-            lambda: [tf.constant(value, tf.float32) for value in values],
+            lambda: [tf.cast(value, tf.float32) for value in values],
         ],
     )
     return scalars
+
+
+def before_step(
+    pull: Any, variables: Sequence[keras.Variable], indices: Sequence[int]
+) -> list[Any]:
+    """Return θ_{t−1} of the variables whose step will be shortened."""
+    return [
+        tf.identity(variable.value) if pull.slows[index] else None
+        for index, variable in zip(indices, variables, strict=True)
+    ]
 
 
 def pull_each(
@@ -113,43 +143,23 @@ def pull_each(
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
     learning_rate: Any,
+    before: Sequence[Any],
     strategy: Any = None,
 ) -> None:
-    """Pull every variable that has a target, on every replica."""
+    """Shorten and pull what is to be, on every replica."""
 
-    def run(distribution: Any, ways: Any) -> None:
-        for index, variable in zip(indices, variables, strict=True):
-            if not pull.strengths[index]:
+    def run(distribution: Any, steps: Any, before: Any) -> None:
+        for index, variable, past in zip(
+            indices, variables, before, strict=True
+        ):
+            if not (pull.pulls[index] or pull.slows[index]):
                 continue
 
-            def move(target: Any, ways: Any, index: int = index) -> None:
-                _assign(target, pull(index, target, ways))
+            def move(target: Any, given: Any, index: int = index) -> None:
+                steps, past = given
+                _assign(target, pull(index, target, steps, past))
 
-            _update(distribution, variable.value, move, ways)
+            _update(distribution, variable.value, move, (steps, past))
 
-    _across_replicas(strategy, run, pull.ways(learning_rate, indices))
-
-
-def batched_step(
-    rule: Any,
-    gradients: Sequence[Any],
-    variables: Sequence[Any],
-    learning_rate: Any,
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    """XLA fuses the plain path: there is nothing to batch."""
-    return gradients, variables
-
-
-def uncompiled(function: Any) -> Any:
-    """XLA compiles whatever the whole step is made of."""
-    return function
-
-
-def forget_compiled(model: Any) -> None:
-    """Make the next step compile anew, also in the middle of `fit`."""
-    if getattr(model, "train_function", None) is not None:
-        model.make_train_function(force=True)
-
-
-def keep_state() -> None:
-    """Nothing is lost in an error: the variables keep their values."""
+    steps = pull.steps(learning_rate, indices)
+    _across_replicas(strategy, run, steps, list(before))

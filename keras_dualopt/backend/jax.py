@@ -1,0 +1,148 @@
+"""JAX: values are immutable, updates are traced, buffers are donated."""
+
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax.experimental import sparse as jax_sparse
+
+from keras_dualopt.backend.defaults import batched_step as batched_step
+from keras_dualopt.backend.defaults import eager as eager
+from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
+from keras_dualopt.backend.defaults import replicated as replicated
+from keras_dualopt.backend.defaults import uncompiled as uncompiled
+
+
+def starting_model() -> keras.Model | None:
+    """Return the model whose `fit` is about to take the weights out of it.
+
+    Keras' `fit` empties the variables before a step, to have their memory: an
+    error afterwards may lose every weight, and a step compiled for other
+    variables of the same shapes would run on them. What it reads just before,
+    on every backend's public property, is `optimizer.variables`.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(5):  # Through a wrapper's property, and a comprehension.
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "_get_jax_state":
+            model: keras.Model = frame.f_locals["self"]
+            return model
+        frame = frame.f_back
+    return None
+
+
+def concrete(variable: keras.Variable) -> Any:
+    """Return a variable's value on the host, also while a step is traced."""
+    value = variable._value
+    if value is None or isinstance(value, jax.core.Tracer):
+        return None
+    # Spread over other processes, or given away to a step.
+    if not value.is_fully_addressable or value.is_deleted():
+        return None
+    return np.asarray(value)
+
+
+def copy_value(target: keras.Variable, source: Any) -> None:
+    """Write a copy: an alias would be donated twice in the next step."""
+    value = source.value if isinstance(source, keras.Variable) else source
+    target.assign(jnp.array(value, dtype=target.dtype, copy=True))
+
+
+def dense(gradient: Any) -> Any:
+    """Return a `BCOO` gradient of an embedding as a dense array."""
+    if isinstance(gradient, jax_sparse.JAXSparse):
+        return gradient.todense()
+    return gradient
+
+
+def capture(
+    flag: keras.Variable,
+    anchors: Sequence[keras.Variable],
+    variables: Sequence[keras.Variable],
+    units: keras.Variable | None = None,
+    measure: Any = None,
+    strategy: Any = None,
+) -> None:
+    """Copy `variables` into `anchors` in the first step.
+
+    A conditional rather than `where`: once the anchors are taken, its branch
+    hands the old buffers on, and no pass over memory is made.
+    """
+    taken = flag.value
+    if not isinstance(taken, jax.core.Tracer) and int(taken) != 0:
+        return
+    if anchors:
+        targets = [*anchors] if units is None else [*anchors, units]
+
+        def take(old: Any, new: Any) -> Any:
+            values = [
+                jnp.asarray(value, dtype=anchor.dtype)
+                for value, anchor in zip(new, anchors, strict=True)
+            ]
+            return values if units is None else [*values, measure(new)]
+
+        results = jax.lax.cond(
+            jnp.equal(taken, 0),
+            take,
+            lambda old, new: old,
+            [target.value for target in targets],
+            [variable.value for variable in variables],
+        )
+        for target, value in zip(targets, results, strict=True):
+            target.assign(value)
+    flag.assign(jnp.ones_like(taken))
+
+
+def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
+    """Return numbers that XLA does not see; 0 where they are not used.
+
+    Kernels that differ in nothing but a constant are compiled one by one, with
+    one strength for each layer most of the time that compiling takes. What
+    comes out of a conditional is no constant to XLA. Not on a GPU, which may
+    have to ask the host which branch to take.
+    """
+    if isinstance(values, keras.Variable):
+        values = [values.value[n] for n in range(values.shape[0])]
+    if (
+        not values
+        or not isinstance(used, jax.core.Tracer)
+        or jax.default_backend() != "cpu"
+    ):
+        return list(values)
+    scalars: list[Any] = jax.lax.cond(
+        used,
+        lambda: [jnp.asarray(value, "float32") for value in values],
+        lambda: [jnp.float32(0.0)] * len(values),
+    )
+    return scalars
+
+
+def before_step(
+    pull: Any, variables: Sequence[keras.Variable], indices: Sequence[int]
+) -> list[Any]:
+    """Return θ_{t−1} of the variables whose step will be shortened."""
+    return [
+        variable.value if pull.slows[index] else None
+        for index, variable in zip(indices, variables, strict=True)
+    ]
+
+
+def pull_each(
+    pull: Any,
+    variables: Sequence[keras.Variable],
+    indices: Sequence[int],
+    learning_rate: Any,
+    before: Sequence[Any],
+    strategy: Any = None,
+) -> None:
+    """Shorten the step of every variable where it is to be, and pull it."""
+    steps = pull.steps(learning_rate, indices)
+    for index, variable, past in zip(indices, variables, before, strict=True):
+        if pull.pulls[index] or pull.slows[index]:
+            variable.assign(pull(index, variable.value, steps, past))

@@ -1,0 +1,371 @@
+"""The optimizer's state in a file: what it is, whose it is, and unharmed.
+
+Keras writes optimizer variables as a numbered list. That loses the state of an
+optimizer that is not built yet, takes any list of the right length, and
+depends on the order of the weights, which differs between backends for some
+KerasHub tasks. Here every entry says what it is (`momentum`, `anchor`, …) and
+which weight it belongs to, by the weight's place in the model's structure, and
+has a checksum: HDF5 would hand out a damaged θ₀ without a word.
+"""
+
+import dataclasses
+import json
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_dualopt.anchors import TAKEN
+from keras_dualopt.caller import stacklevel
+from keras_dualopt.plan import Row
+
+_MANIFEST = "dualopt"
+_FLAG = "anchors_taken"
+# θ₀'s sizes: made anew from the anchors where a file lacks them.
+_DERIVED = ("reach_units",)
+_FORMAT = 2
+_CHECKSUM_BYTES = 4
+_DAMAGED = "The file is damaged; use an earlier checkpoint."
+
+
+@dataclasses.dataclass
+class Table:
+    """An optimizer's variables by what they are.
+
+    Args:
+        rows: The trained weights, in the optimizer's order.
+        scalars: Variables that belong to no weight, by name.
+        slots: Lists aligned with `rows`, by name; `None` where a weight has
+            no such state.
+    """
+
+    rows: Sequence[Row]
+    scalars: dict[str, keras.Variable]
+    slots: dict[str, list[keras.Variable | None]]
+
+
+def table(
+    rows: Sequence[Row],
+    variables: Sequence[keras.Variable],
+    holders: Sequence[Any],
+    scalars: Mapping[str, Any],
+) -> Table:
+    """Return every optimizer variable by what it is.
+
+    Args:
+        rows: The trained weights.
+        variables: The optimizer's variables, all of them.
+        holders: The objects whose attributes hold lists of them.
+        scalars: Known single variables; entries that are not variables (a
+            learning rate schedule) are passed over.
+    """
+    slots: dict[str, list[keras.Variable | None]] = {}
+    for holder in holders:
+        slots.update(_slots_of(holder, len(rows), variables))
+    slots["anchors"] = [row.anchor for row in rows]
+    named = {
+        name: value
+        for name, value in scalars.items()
+        if isinstance(value, keras.Variable)
+    }
+    placed = {id(slot) for column in slots.values() for slot in column}
+    placed |= {id(variable) for variable in named.values()}
+    rest = [v for v in variables if id(v) not in placed]
+    named.update({f"base_{n}": variable for n, variable in enumerate(rest)})
+    return Table(rows, named, slots)
+
+
+def _slots_of(
+    holder: Any, count: int, members: Iterable[keras.Variable]
+) -> dict[str, list[keras.Variable | None]]:
+    """Return the attributes of an optimizer that hold one variable a weight.
+
+    Keras' optimizers keep `self._momentums[i]` for weight i; the attribute's
+    name is the same on every backend, which a variable's name is not.
+    """
+    own = {id(variable) for variable in members}
+    slots = {}
+    for name, value in vars(holder).items():
+        if not isinstance(value, list | tuple) or len(value) != count:
+            continue
+        filled = [v for v in value if v is not None]
+        if filled and all(
+            isinstance(v, keras.Variable) and id(v) in own for v in filled
+        ):
+            slots[name.strip("_")] = list(value)
+    return slots
+
+
+def match(
+    table: Table, state: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[tuple[keras.Variable, Any]]:
+    """Return which array goes into which variable, having checked all.
+
+    Raises:
+        ValueError: Naming the first thing that does not fit. Nothing has been
+            written then.
+    """
+    manifest, arrays = state["manifest"], state["arrays"]
+    _match_settings(settings, manifest["settings"])
+    order = _match_owners(table.rows, manifest["owners"])
+    pairs: list[tuple[keras.Variable, Any]] = []
+    for name, variable in table.scalars.items():
+        if name == "learning_rate" and name not in arrays:
+            continue  # The file's rate was a schedule, this one is a number.
+        if name in _DERIVED and name not in arrays:
+            continue
+        if name not in arrays:
+            raise ValueError(
+                f"Expected: the state {name!r}. Received: a file without it. "
+                "It was written by an optimizer with another base."
+            )
+        pairs.append((variable, _fitting(name, variable, arrays[name])))
+    without_anchors = flag_of(state) != TAKEN
+    for name, column in table.slots.items():
+        if name == "anchors" and without_anchors:
+            continue
+        saved = set(manifest["slots"].get(name, ()))
+        for index, slot in enumerate(column):
+            place = order[index]
+            row = table.rows[index]
+            if (slot is None) != (place not in saved):
+                raise ValueError(
+                    f"Expected: {'no' if slot is None else 'a'} {name!r} for "
+                    f"weight {row.path!r}. Received: a file "
+                    f"{'without' if slot is not None else 'with'} one. It was "
+                    "written by an optimizer with other arguments (base, "
+                    "exclude, depth, head, use_ema, "
+                    "gradient_accumulation_steps)."
+                )
+            if slot is not None:
+                label = f"{name} of {row.path}"
+                array = arrays[f"{name}.{place}"]
+                pairs.append((slot, _fitting(label, slot, array)))
+    unknown = [n for n in manifest["slots"] if n not in table.slots]
+    if unknown:
+        raise ValueError(
+            f"Expected: the state {sorted(table.slots)}. Received: a file that "
+            f"holds {unknown[0]!r} besides. It was written by an optimizer "
+            "with other arguments; build this one with the same."
+        )
+    return pairs
+
+
+def _match_settings(
+    settings: Mapping[str, Any], saved: Mapping[str, Any]
+) -> None:
+    for name in ("mode", "base"):
+        if settings[name] != saved.get(name):
+            raise ValueError(
+                f"Expected: the state of a DualOpt with {name}="
+                f"{settings[name]!r}. Received: one with {name}="
+                f"{saved.get(name)!r}. Compile with the same {name} before "
+                "loading, or load the weights alone."
+            )
+
+
+def _match_owners(
+    rows: Sequence[Row], saved: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """Return, for each weight, its position in the file."""
+    position = {entry["key"]: index for index, entry in enumerate(saved)}
+    for row in rows:
+        shape = tuple(row.variable.shape)
+        if row.key not in position:
+            raise ValueError(
+                f"Expected: the state of weight {row.path!r} (place "
+                f"{row.key!r}). Received: a file of {len(saved)} weights "
+                "without it: another model, or another choice of trainable "
+                f"weights; this one has {len(rows)}."
+            )
+        entry = saved[position[row.key]]
+        if tuple(entry["shape"]) != shape:
+            raise ValueError(
+                f"Expected: weight {row.path!r} of shape {shape}. "
+                f"Received: {entry['path']!r} of shape "
+                f"{tuple(entry['shape'])} in its place. If the head is new "
+                "(`skip_mismatch=True`), load the weights into the model "
+                "before it is compiled, or `anchor_at(old_optimizer)`."
+            )
+    if len(saved) != len(rows):
+        own = {row.key for row in rows}
+        first = next(entry for entry in saved if entry["key"] not in own)
+        raise ValueError(
+            f"Expected: the state of {len(rows)} weights. Received: a file "
+            f"of {len(saved)}; {first['path']!r} is not trained here. Make "
+            "the same weights trainable before loading, or carry the anchors "
+            "over with `anchor_at(old_optimizer)`."
+        )
+    return [position[row.key] for row in rows]
+
+
+def _fitting(name: str, variable: keras.Variable, array: Any) -> Any:
+    if tuple(array.shape) != tuple(variable.shape):
+        raise ValueError(
+            f"Expected: {name} of shape {tuple(variable.shape)}. Received: "
+            f"shape {tuple(array.shape)}."
+        )
+    return array
+
+
+def write(
+    table: Table,
+    store: Any,
+    flag: int,
+    settings: Mapping[str, Any],
+    carried: Mapping[str, Any],
+) -> None:
+    """Write the state into a mapping of arrays (Keras' store or a dict).
+
+    `carried` is θ₀ of weights that are not in the table, by their keys.
+    """
+    slots = dict(table.slots)
+    if flag != TAKEN:
+        slots.pop("anchors", None)
+        carried = {}
+    entries: dict[str, Any] = dict(table.scalars)
+    for name, column in slots.items():
+        for index, slot in enumerate(column):
+            if slot is not None:
+                entries[f"{name}.{index}"] = slot
+    for index, value in enumerate(carried.values()):
+        entries[f"carried.{index}"] = value
+    checksums = {}
+    for key, entry in entries.items():
+        array = _array(entry)
+        checksums[key] = _checksum(array)
+        store[key] = array
+    manifest = {
+        "format": _FORMAT,
+        "settings": dict(settings),
+        "owners": [
+            {
+                "key": row.key,
+                "path": row.path,
+                "shape": tuple(row.variable.shape),
+            }
+            for row in table.rows
+        ],
+        "scalars": list(table.scalars),
+        "slots": {
+            name: [index for index, v in enumerate(column) if v is not None]
+            for name, column in slots.items()
+        },
+        "checksums": checksums,
+    }
+    if carried:
+        manifest["carried"] = list(carried)
+    _write_manifest(manifest, store)
+
+
+def rewrite(state: Mapping[str, Any], store: Any) -> None:
+    """Write a state that was read, unchanged."""
+    for key, array in state["arrays"].items():
+        store[key] = array
+    _write_manifest(state["manifest"], store)
+
+
+def _write_manifest(manifest: Mapping[str, Any], store: Any) -> None:
+    text = json.dumps(manifest).encode()
+    text += zlib.crc32(text).to_bytes(_CHECKSUM_BYTES, "big")
+    store[_MANIFEST] = np.frombuffer(text, dtype="uint8")
+
+
+def _array(entry: Any) -> Any:
+    if isinstance(entry, np.ndarray):
+        return entry
+    # A copy: on torch and TensorFlow the array may share the live buffer.
+    return np.array(keras.ops.convert_to_numpy(entry.value))
+
+
+def read(store: Any) -> dict[str, Any] | None:
+    """Read a state into memory; `None` if another optimizer wrote it.
+
+    Raises:
+        ValueError: If the state is DualOpt's but damaged.
+    """
+    keys = set(store.keys())
+    if _MANIFEST not in keys:
+        if _FLAG in keys:  # A name of ours: other optimizers count theirs.
+            raise ValueError(
+                "Expected: a description of DualOpt's state beside it. "
+                f"Received: {len(keys)} arrays without one. {_DAMAGED}"
+            )
+        return None
+    manifest = _manifest(bytes(np.asarray(store[_MANIFEST])))
+    version = manifest["format"]
+    if version != _FORMAT:
+        raise ValueError(
+            f"Expected: DualOpt's state in format {_FORMAT}. Received: format "
+            f"{version!r}. Read it with the keras-dualopt that wrote it."
+        )
+    arrays = {}
+    for key, checksum in manifest["checksums"].items():
+        if key not in keys:
+            raise ValueError(
+                f"Expected: {key!r} in DualOpt's state. Received: a file "
+                f"without it. {_DAMAGED}"
+            )
+        arrays[key] = np.array(store[key])
+        if _checksum(arrays[key]) != checksum:
+            raise ValueError(
+                f"Expected: {key!r} of DualOpt's state as it was written. "
+                f"Received: one with another checksum. {_DAMAGED}"
+            )
+    return {"manifest": manifest, "arrays": arrays}
+
+
+def _manifest(data: bytes) -> dict[str, Any]:
+    text, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    # The checksum of nothing is 0, which zeros would pass.
+    if not text or zlib.crc32(text) != int.from_bytes(checksum, "big"):
+        raise ValueError(
+            "Expected: an intact description of DualOpt's state. Received: "
+            f"{len(data)} bytes with another checksum. {_DAMAGED}"
+        )
+    manifest: dict[str, Any] = json.loads(text)
+    return manifest
+
+
+def _checksum(array: Any) -> int:
+    # What the bytes mean as well: in HDF5 one bit turns their order around.
+    meaning = f"{array.dtype.str} {array.dtype.name} {array.shape}"
+    return zlib.crc32(
+        np.ascontiguousarray(array).reshape(-1).view("uint8").data,
+        zlib.crc32(meaning.encode()),
+    )
+
+
+def flag_of(state: Mapping[str, Any]) -> int:
+    """Return what the anchors of a state hold."""
+    return int(state["arrays"][_FLAG])
+
+
+def carried_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return θ₀ of weights that were not trained, by their keys."""
+    keys = state["manifest"].get("carried", ())
+    return {
+        key: state["arrays"][f"carried.{index}"]
+        for index, key in enumerate(keys)
+    }
+
+
+def warn_foreign(count: int, trained: bool) -> None:
+    """Say that a file held no state of ours, where that may surprise."""
+    if not count and not trained:
+        return  # Pretrained weights, read before training: nothing is lost.
+    warnings.warn(
+        "Expected: the state of a DualOpt. Received: a file with "
+        + (f"{count} arrays of another optimizer" if count else "none")
+        + ". The weights are read; DualOpt's step counter, averages and "
+        + (
+            "anchors keep their present values (`anchor_at()` anchors at the "
+            "weights just read)."
+            if trained
+            else "anchors start fresh with the first step."
+        ),
+        stacklevel=stacklevel(),
+    )

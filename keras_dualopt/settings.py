@@ -1,0 +1,457 @@
+"""What was asked for, checked: the arguments of DualOpt, and η.
+
+Errors come before anything is touched; what is kept here is valid.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import keras
+import numpy as np
+
+from keras_dualopt.depth import LayerDepth
+from keras_dualopt.pull import decay_strength, reach_at, rollback_strength
+
+schedules = keras.optimizers.schedules
+
+Mode: TypeAlias = Literal["finetune", "scratch"]
+Depth: TypeAlias = LayerDepth | Mapping[str, float | None] | None
+# A distance, or a share of the weights' own size such as "20%".
+Reach: TypeAlias = float | str
+
+MODES = ("finetune", "scratch")
+ANCHOR_DTYPES = ("bfloat16", "float16")
+
+# What `None` means, and which mode an argument belongs to.
+_LEVELS = {
+    "rollback": ("finetune", 0.01),
+    "rollback_min": ("finetune", 0.0),
+    "weight_decay": ("scratch", 0.05),
+    "weight_decay_min": ("scratch", 0.0),
+}
+_FINETUNE_ONLY = ("reach", "reach_max", "anchor_dtype")
+_POWER = {"finetune": 2.0, "scratch": 1.0}
+
+# `reach_max=None`. Layers near the output keep what a shared head, an
+# embedding or a search reads: left free, they lose it.
+REACH_MAX = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The validated arguments; one that does not apply is `None`.
+
+    Raises:
+        ValueError: If a value is out of its range, belongs to the other mode
+            or excludes another one.
+        TypeError: If a value is of a kind that no argument takes.
+    """
+
+    mode: Mode = "finetune"
+    rollback: float | None = None
+    rollback_min: float | None = None
+    weight_decay: float | None = None
+    weight_decay_min: float | None = None
+    power: float | None = None
+    depth: Depth = None
+    exclude: tuple[str, ...] = ()
+    reach: Reach | None = None
+    reach_max: Reach | None = None
+    shallow_rate: float = 1.0
+    anchor_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check everything, and write the defaults in."""
+        if self.mode not in MODES:
+            raise ValueError(
+                f"`mode` must be 'finetune' or 'scratch'. Received: "
+                f"mode={self.mode!r}."
+            )
+        self._check_mode()
+        if self.reach is None and self.reach_max is None:
+            for name, (mode, default) in _LEVELS.items():
+                if mode == self.mode:
+                    value = _number(name, getattr(self, name), default)
+                    self._write(name, value)
+            self._check_levels()
+        else:
+            self._check_reach()
+        power = _number("power", self.power, _POWER[self.mode])
+        if power <= 0.0:
+            raise ValueError(
+                f"`power` must be > 0. Received: power={power!r}. For the same "
+                "strength at every depth set the minimum equal to the maximum."
+            )
+        self._write("power", power)
+        rate = _number("shallow_rate", self.shallow_rate, None)
+        if not 0.0 < rate <= 1.0:
+            raise ValueError(
+                "`shallow_rate` must be in (0, 1]: it is the share of the "
+                "learning rate at the shallowest layer. Received: "
+                f"shallow_rate={self.shallow_rate!r}."
+            )
+        self._write("shallow_rate", rate)
+        if self.anchor_dtype not in (None, *ANCHOR_DTYPES):
+            raise ValueError(
+                "`anchor_dtype` must be None (the weights' own), 'bfloat16' or "
+                f"'float16'. Received: anchor_dtype={self.anchor_dtype!r}."
+            )
+        self._write("exclude", _patterns(self.exclude))
+        self._check_depth()
+
+    def _write(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_mode(self) -> None:
+        belongs = {name: mode for name, (mode, _) in _LEVELS.items()}
+        belongs |= dict.fromkeys(_FINETUNE_ONLY, "finetune")
+        for name, mode in belongs.items():
+            value = getattr(self, name)
+            if mode == self.mode or value is None:
+                continue
+            if self.mode == "scratch":
+                remedy = "Use `weight_decay` and `weight_decay_min` here."
+            else:
+                remedy = (
+                    "Use `rollback` or `reach` here; for a decay of the "
+                    "base's own, `base=keras.optimizers.AdamW(weight_decay="
+                    "...)`."
+                )
+            raise ValueError(
+                f"`{name}` belongs to mode {mode!r}. Received: {name}="
+                f"{value!r} in mode {self.mode!r}. {remedy}"
+            )
+
+    def _check_levels(self) -> None:
+        high_name, low_name = self.level_names
+        high, low = self.levels
+        for name, value in ((high_name, high), (low_name, low)):
+            if value < 0.0:
+                raise ValueError(
+                    f"`{name}` must be ≥ 0. Received: {name}={value!r}."
+                )
+            if self.mode == "finetune" and value > 1.0:
+                raise ValueError(
+                    f"`{name}` must be in [0, 1]: it is the share of the way "
+                    "back to the pretrained weights in one step. Received: "
+                    f"{name}={value!r}."
+                )
+        if low > high:
+            raise ValueError(
+                f"`{low_name}` must be ≤ `{high_name}`. Received: "
+                f"{low_name}={low!r}, {high_name}={high!r}."
+            )
+
+    def _check_reach(self) -> None:
+        for name in ("rollback", "rollback_min"):
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueError(
+                    "`reach` and `rollback` are two ways to say the same. "
+                    f"Received: both, reach={self.reach!r} and {name}="
+                    f"{value!r}. Leave one out."
+                )
+        if self.reach is None:
+            raise ValueError(
+                "`reach_max` needs `reach`, how far the shallowest layer may "
+                f"go. Received: reach_max={self.reach_max!r} alone."
+            )
+        reach, relative = _distance("reach", self.reach)
+        if self.reach_max is None:
+            most = REACH_MAX * reach
+            self._write("reach_max", f"{100.0 * most:g}%" if relative else most)
+        most, relative_max = _distance("reach_max", self.reach_max)
+        if relative != relative_max and math.isfinite(most):
+            raise ValueError(
+                "`reach` and `reach_max` must be of one unit, both a distance "
+                "or both a share such as '20%'. Received: reach="
+                f"{self.reach!r}, reach_max={self.reach_max!r}."
+            )
+        if most < reach:
+            raise ValueError(
+                "`reach_max` must be ≥ `reach`. Received: reach_max="
+                f"{self.reach_max!r}, reach={self.reach!r}."
+            )
+
+    def _check_depth(self) -> None:
+        depth = self.depth
+        if depth is None:
+            return
+        if isinstance(depth, LayerDepth):
+            if self.mode == "scratch" and not depth.headless:
+                raise ValueError(
+                    "`depth` must count the output layer like the others in "
+                    "scratch mode. Received: one with a head. Make it with "
+                    "`layer_depth(model, head=())`."
+                )
+            return
+        if not isinstance(depth, Mapping):
+            raise TypeError(
+                "`depth` must be None, a `LayerDepth` or a dict {pattern: "
+                f"relative depth}}. Received: {type(depth).__name__} {depth!r}."
+            )
+        if not depth:
+            raise ValueError(
+                "`depth` must name at least one pattern. Received: an empty "
+                "dict. `None` finds the depths by itself."
+            )
+        for pattern, relative in depth.items():
+            _compiled("depth", pattern)
+            if relative is None:
+                continue
+            value = _number(f"depth[{pattern!r}]", relative, None)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(
+                    f"`depth[{pattern!r}]` must be in [0, 1] (0 is the layer "
+                    "nearest the input), or None for weights that were not "
+                    f"pretrained. Received: {relative!r}."
+                )
+        self._write("depth", dict(depth))
+
+    @property
+    def level_names(self) -> tuple[str, str]:
+        """The names of what is set at the two ends of depth."""
+        if self.mode == "scratch":
+            return "weight_decay", "weight_decay_min"
+        if self.reach is not None:
+            return "reach", "reach_max"
+        return "rollback", "rollback_min"
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Their values; of a relative reach, shares and not percents."""
+        first, second = (getattr(self, name) for name in self.level_names)
+        if self.reach is not None:
+            return _distance("reach", first)[0], _distance("", second)[0]
+        return first, second
+
+    @property
+    def reach_is_relative(self) -> bool:
+        """Whether distances are shares of the weights' own size."""
+        return isinstance(self.reach, str)
+
+    def amount(self, relative: float) -> float:
+        """Return what sets ρ at a relative depth (`pull.Level.amount`)."""
+        first, second = self.levels
+        assert self.power is not None
+        if self.mode == "scratch":
+            return decay_strength(relative, first, second, self.power)
+        if self.reach is not None:
+            return reach_at(relative, first, second, self.power)
+        return rollback_strength(relative, first, second, self.power)
+
+    def rate(self, relative: float) -> float:
+        """Return the share of the learning rate at a relative depth.
+
+        Formula: `shallow_rate`^(1 − r), the geometric profile of BEiT
+        (arXiv:2106.08254) and timm: their decay d over n blocks is
+        `shallow_rate` = dⁿ, however finely layers are counted.
+        """
+        share: float = self.shallow_rate ** min(max(1.0 - relative, 0.0), 1.0)
+        return share
+
+
+def _number(name: str, value: Any, default: float | None) -> float:
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(
+        value, int | float | np.number
+    ):
+        raise TypeError(
+            f"`{name}` must be a number. Received: {type(value).__name__} "
+            f"{value!r}."
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite. Received: {value!r}.")
+    return float(value)
+
+
+def _distance(name: str, value: Any) -> tuple[float, bool]:
+    """Return a reach as a number, and whether it is a share."""
+    relative = isinstance(value, str)
+    number = value
+    if relative:
+        text = value.strip()
+        try:
+            number = float(text.removesuffix("%")) / 100.0
+        except ValueError:
+            number = math.nan
+        if not text.endswith("%"):
+            number = math.nan
+    elif isinstance(value, bool) or not isinstance(
+        value, int | float | np.number
+    ):
+        raise TypeError(
+            f"`{name}` must be a number, or a share of the weights' size such "
+            f"as '20%'. Received: {type(value).__name__} {value!r}."
+        )
+    if math.isnan(number) or number < 0.0:
+        raise ValueError(
+            f"`{name}` must be a distance ≥ 0, or a share of the weights' size "
+            f"such as '20%'. Received: {name}={value!r}."
+        )
+    return float(number), relative
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise TypeError(
+            "`exclude` must be one or several regular expressions. Received: "
+            f"{type(value).__name__} {value!r}."
+        )
+    patterns = tuple(value)
+    for pattern in patterns:
+        _compiled("exclude", pattern)
+    return patterns
+
+
+def _compiled(name: str, pattern: Any) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"`{name}` must hold regular expressions (str). Received: "
+            f"{type(pattern).__name__} {pattern!r}."
+        )
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"`{name}` must hold valid regular expressions. Received: "
+            f"{pattern!r} ({error})."
+        ) from error
+
+
+# η, the learning rate at which `rollback` is meant.
+
+_WAY_OUT = (
+    "Pass `reference_learning_rate=`, the learning rate at which `rollback` "
+    "is meant, usually the highest one of the run; or `reach=`, which needs "
+    "none."
+)
+
+
+def check_learning_rate(value: Any) -> Any:
+    """Return a learning rate that an optimizer takes; a whole number as float.
+
+    Raises:
+        TypeError: If it is neither a number, a schedule nor a callable.
+    """
+    if isinstance(value, keras.optimizers.Optimizer):
+        raise TypeError(
+            "`learning_rate` must be a float, a schedule or a callable. "
+            f"Received: the optimizer {type(value).__name__}. To take its "
+            "steps pass it as the base: "
+            f"`DualOpt(base=keras.optimizers.{type(value).__name__}(...))`."
+        )
+    if isinstance(value, bool | str) or not (
+        value is None or isinstance(value, int | float) or callable(value)
+    ):
+        raise TypeError(
+            "`learning_rate` must be a float, a schedule or a callable. "
+            f"Received: {type(value).__name__} {value!r}."
+        )
+    return float(value) if isinstance(value, int) else value
+
+
+def reference_rate(
+    settings: Settings, given: Any, learning_rate: Any
+) -> float | None:
+    """Return η; `None` where the pull needs none (scratch mode, `reach`).
+
+    Raises:
+        ValueError: If one is given and not needed, or needed and not known.
+    """
+    if settings.mode == "scratch" or settings.reach is not None:
+        if given is not None:
+            raise ValueError(
+                "`reference_learning_rate` has no meaning "
+                + (
+                    "in scratch mode, where it cancels (the pull is learning "
+                    "rate × weight decay)"
+                    if settings.mode == "scratch"
+                    else "with `reach`, which holds at every learning rate"
+                )
+                + f". Received: {given!r}."
+            )
+        return None
+    if given is None:
+        return peak_learning_rate(learning_rate)
+    return check_reference(given, "`reference_learning_rate`")
+
+
+def peak_learning_rate(learning_rate: Any) -> float:
+    """Return η: a float itself, or a built-in schedule's highest value.
+
+    Raises:
+        ValueError: Where no peak is known (a callable, a schedule that is not
+            Keras' own, one that grows without end) or it is not positive.
+    """
+    if isinstance(learning_rate, int | float):
+        peak = float(learning_rate)
+    else:
+        known = _peak_of_schedule(learning_rate)
+        if known is None:
+            raise ValueError(
+                "The pull is measured against the highest learning rate, "
+                f"which is not known of {learning_rate!r}: neither a float nor "
+                "a schedule of `keras.optimizers.schedules` that has one. "
+                + _WAY_OUT
+            )
+        peak = known
+    return check_reference(peak, "the peak of `learning_rate`")
+
+
+def check_reference(value: Any, name: str) -> float:
+    """Return η as a float.
+
+    Raises:
+        ValueError: If it is not a finite number > 0.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.number)
+        or not math.isfinite(value)
+        or value <= 0
+    ):
+        raise ValueError(
+            f"{name} must be a finite number > 0, since the pull is measured "
+            f"against it. Received: {value!r}. {_WAY_OUT}"
+        )
+    return float(value)
+
+
+def _peak_of_schedule(schedule: Any) -> float | None:
+    # By exact class: a subclass may do anything in `__call__`.
+    kind = type(schedule)
+    if kind is schedules.CosineDecay:
+        start = schedule.initial_learning_rate
+        target = schedule.warmup_target
+        top = start if target is None else target
+        first = start if schedule.warmup_steps > 0 else top
+        return float(max(first, top, top * schedule.alpha))
+    if kind is schedules.CosineDecayRestarts:
+        config = schedule.get_config()
+        if config["m_mul"] > 1.0:
+            return None
+        return float(schedule.initial_learning_rate * max(1.0, config["alpha"]))
+    if kind is schedules.ExponentialDecay:
+        return _if_falling(schedule, schedule.decay_rate <= 1.0)
+    if kind is schedules.InverseTimeDecay:
+        return _if_falling(schedule, schedule.decay_rate >= 0.0)
+    if kind is schedules.PiecewiseConstantDecay:
+        return float(max(schedule.values))
+    if kind is schedules.PolynomialDecay:
+        return float(
+            max(schedule.initial_learning_rate, schedule.end_learning_rate)
+        )
+    return None
+
+
+def _if_falling(schedule: Any, falling: bool) -> float | None:
+    return float(schedule.initial_learning_rate) if falling else None
