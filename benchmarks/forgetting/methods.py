@@ -15,8 +15,8 @@ from keras import ops
 from keras_dualopt import DualOpt, layer_depth
 
 # The deepest layers are held less tightly than the shallowest, and by how much
-# is not searched: `rollback_min` is this share of `rollback`, and `reach_max`
-# the reciprocal multiple of `reach`.
+# is not searched: `rollback_min` is this share of `rollback`; `reach_max` is
+# left at its default, three times `reach`.
 DEEPEST = 0.3
 # Memory of the methods that keep old data, and of their old problem.
 MEMORY = 0.05
@@ -246,32 +246,15 @@ def reversed_rollback(problem, rate, setting):
 
 
 def reach(problem, rate, setting):
-    return _bound(
-        problem, DualOpt(rate, reach=setting, reach_max=setting / DEEPEST)
-    )
+    return _bound(problem, DualOpt(rate, reach=setting))
 
 
 def relative_reach(problem, rate, setting):
-    return _bound(
-        problem,
-        DualOpt(
-            rate,
-            reach=f"{100 * setting:g}%",
-            reach_max=f"{100 * setting / DEEPEST:g}%",
-        ),
-    )
+    return _bound(problem, DualOpt(rate, reach=f"{100 * setting:g}%"))
 
 
 def reach_and_rates(problem, rate, setting):
-    return _bound(
-        problem,
-        DualOpt(
-            rate,
-            reach=setting,
-            reach_max=setting / DEEPEST,
-            shallow_rate=0.1,
-        ),
-    )
+    return _bound(problem, DualOpt(rate, reach=setting, shallow_rate=0.1))
 
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
