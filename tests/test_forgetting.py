@@ -9,6 +9,8 @@ import pytest
 import scripts
 from cases import BACKEND
 
+from keras_dualopt import DualOpt
+
 pytest.importorskip("scipy", reason="the examples extra is not installed")
 
 
@@ -134,6 +136,30 @@ def test_a_second_run_of_a_loop_begins_with_fresh_state(load):
         made.run([x], np.zeros((100, 1), int))
         ends.append(np.array(weight))
     np.testing.assert_array_equal(*ends)
+
+
+@pytest.mark.parametrize("way", [0.0, 0.01, "20%"])
+def test_each_run_of_dualopt_is_held_at_its_own_start(load, way):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    variables = model.trainable_variables
+    made = load("loop").Loop(
+        lambda: DualOpt(1e-2, reach=way).bind(model, head=()),
+        variables,
+        lambda x: keras.ops.sum(model(x)),
+    )
+    x = np.array([[1.0, 2.0], [3.0, 4.0]], "float32")
+    for scale in (1.0, 0.1):
+        start = [np.full(v.shape, scale, "float32") for v in variables]
+        for variable, value in zip(variables, start):
+            variable.assign(value)
+        made.start(1e-2)
+        made.run([x], np.arange(200).reshape(100, 2) % 2)
+        farthest = 0.2 * scale if way == "20%" else way
+        for variable, value in zip(variables, start):
+            # Steady gradients: the weights go nearly as far as they may.
+            moved = np.abs(np.array(variable) - value)
+            assert np.all(moved <= 1.001 * farthest)
+            assert np.all(moved >= 0.9 * farthest)
 
 
 @pytest.mark.parametrize("examples", [5, 64])
@@ -308,6 +334,14 @@ def test_validation_examples_alone_choose_a_setting(load, tmp_path):
     assert experiments.choices("dense", tmp_path) == {("mnist", "l2_sp"): 0.1}
 
 
+def test_hypervolume_is_the_area_under_the_steps(load):
+    hypervolume = load("trade_off").hypervolume
+    # Two steps, a point under them, one on a par, one below chance.
+    points = [(60, 80), (90, 30), (50, 30), (60, 70), (5, 99)]
+    area = (90 - 10) * (30 - 10) + (60 - 10) * (80 - 30)
+    np.testing.assert_allclose(hypervolume(points), 100 * area / 90**2)
+
+
 # --- whole experiments -----------------------------------------------------
 
 
@@ -322,7 +356,7 @@ def small_tasks(load, monkeypatch):
         )
 
 
-METHODS = ["adam", "l2_sp", "rollback"]
+METHODS = ["adam", "l2_sp", "reach"]
 
 
 @pytest.mark.skipif(
@@ -334,6 +368,7 @@ def test_experiments_run_go_on_and_are_reported(
     main = load("__main__").main
     asked = ["--quick", "--results", str(tmp_path), "--methods", *METHODS]
     main(["search", "dense", *asked])
+    main(["trade_off", "dense", *asked, "--seeds", "2"])
     main(["length", "dense", *asked])
     written = (tmp_path / "length_dense.csv").read_text()
     about = json.loads((tmp_path / "length_dense.json").read_text())

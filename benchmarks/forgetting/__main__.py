@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from .experiments import LENGTHS, SEEDS, Options, length, search
+from .experiments import LENGTHS, SEEDS, Options, length, search, trade_off
 from .methods import METHODS
 from .store import RESULTS
 
-EXPERIMENTS = {"search": search, "length": length}
+EXPERIMENTS = {"search": search, "length": length, "trade_off": trade_off}
 
 
 def main(arguments=None):

@@ -48,31 +48,40 @@ def store_of(name, folder):
 
 def _run(name, options, runs, points, **facts):
     store = store_of(name, options.folder)
+    split = name.rsplit("_", 1)
     pretraining = {}
     if options.quick:
         points, pretraining = (100, 200), {"pretraining": 200}
         pretraining["cache"] = options.folder
     run_grid(store, runs, points, **pretraining)
     store.describe(
-        command=f"python -m benchmarks.forgetting {name.replace('_', ' ')}",
+        command=f"python -m benchmarks.forgetting {' '.join(split)}",
         **facts,
     )
     return store
 
 
-def search(network, options):
-    """Try every setting of every method at one rate and one length."""
-    seeds = SEARCH_SEEDS[:1] if options.quick else SEARCH_SEEDS
+def _every_setting(name, network, options, seeds):
     runs = [
-        Run(network, task, name, setting, RATE, seed)
+        Run(network, task, method, setting, RATE, seed)
         for task in TASKS
-        for seed in seeds
-        for name in options.chosen(METHODS)
-        for setting in METHODS[name].settings[: 1 if options.quick else None]
+        for seed in (seeds[:1] if options.quick else seeds)
+        for method in options.chosen(METHODS)
+        for setting in METHODS[method].settings[: 1 if options.quick else None]
     ]
     return _run(
-        f"search_{network}", options, runs, (LENGTH,), seeds=list(seeds)
+        f"{name}_{network}", options, runs, (LENGTH,), seeds=list(seeds)
     )
+
+
+def search(network, options):
+    """Try every setting of every method, for `length` to choose from."""
+    return _every_setting("search", network, options, SEARCH_SEEDS)
+
+
+def trade_off(network, options):
+    """Try every setting of every method on the seeds that are reported."""
+    return _every_setting("trade_off", network, options, options.seeds)
 
 
 def choices(network, folder=RESULTS):

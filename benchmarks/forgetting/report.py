@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from . import trade_off
 from .experiments import LENGTHS, RIVALS, choices, store_of
 from .methods import METHODS
 from .store import RESULTS
@@ -195,6 +196,10 @@ def report(folder=RESULTS, images=IMAGES):
         if store_of(f"search_{network}", folder).rows:
             print(f"\n## Settings chosen, {network} network\n")
             print("\n".join(search_table(network, folder)))
+        for task in TITLES:
+            if lines := trade_off.table(network, task, folder):
+                print(f"\n## Kept and learned, {network} network, {task}\n")
+                print("\n".join(lines))
         store = store_of(f"length_{network}", folder)
         if store.rows:
             print(f"\n## Rate and length, {network} network\n")
