@@ -11,8 +11,6 @@ from cases import BACKEND
 
 from keras_dualopt import DualOpt
 
-pytest.importorskip("scipy", reason="the examples extra is not installed")
-
 
 @pytest.fixture
 def load(monkeypatch):
@@ -365,6 +363,8 @@ METHODS = ["adam", "l2_sp", "reach"]
 def test_experiments_run_go_on_and_are_reported(
     load, small_tasks, tmp_path, capsys
 ):
+    for drawing in ("matplotlib", "scipy"):
+        pytest.importorskip(drawing, reason="the examples extra is missing")
     main = load("__main__").main
     asked = ["--quick", "--results", str(tmp_path), "--methods", *METHODS]
     main(["search", "dense", *asked])

@@ -17,7 +17,7 @@ RATES = (3e-4, 1e-3, 3e-3)
 RIVALS = ("adam", "layerwise", "l2_sp", "rollback", "reach")
 LENGTHS = {
     "convolutional": (100, 300, 1000, 3000),
-    "dense": (100, 300, 1000, 3000, 10000),
+    "dense": (100, 300, 1000, 3000),
 }
 
 

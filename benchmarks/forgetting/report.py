@@ -35,6 +35,20 @@ def in_words(values):
     return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
+def compared(rows):
+    """Return the rows of the seeds that every method has, and these seeds.
+
+    An experiment that was stopped has some methods for its last seed only.
+    """
+    runs = defaultdict(set)
+    for row in rows:
+        place = (row["task"], row["method"], row["rate"], row["steps"])
+        runs[place].add(row["seed"])
+    seeds = set.intersection(*runs.values())
+    kept = [row for row in rows if row["seed"] in seeds]
+    return kept, sorted(seeds, key=int)
+
+
 def curves(rows, measure):
     """Return {(task, method): {(rate, steps): {seed: measured}}}."""
     result = defaultdict(lambda: defaultdict(dict))
@@ -53,35 +67,39 @@ def spread(cells, seed):
     return max(values) - min(values)
 
 
-def length_table(store):
+def length_table(rows):
     """Return the lines of a table: how much depends on rate and length."""
-    kept, new = curves(store.rows, "kept"), curves(store.rows, "new")
+    kept, new = curves(rows, "kept"), curves(rows, "new")
     lines = [
-        "| task | method | kept, lowest to highest | its range | "
-        "new, lowest to highest | new at the end, points below the best |",
-        "|---|---|---|---|---|---|",
+        "| task | method | setting | kept, lowest to highest | range | "
+        "its range / reach's | new, lowest to highest | "
+        "new at the end, below the best |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    tasks = [t for t in TITLES if any(key[0] == t for key in kept)]
-    for task in tasks:
+    settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
+    for task in TITLES:
         methods = [m for m in RIVALS if (task, m) in kept]
-        # What is learned is compared where learning had time to happen.
-        ends = {
-            m: {
-                rate: np.mean(list(cell.values()))
-                for (rate, steps), cell in new[task, m].items()
-                if steps == min(LONGEST, max(s for _, s in new[task, m]))
-            }
-            for m in methods
-        }
-        best = max(max(end.values()) for end in ends.values())
+        ranges, ends = {}, {}
         for m in methods:
             cells = kept[task, m]
             seeds = sorted(next(iter(cells.values())))
-            ranges = [spread(cells, seed) for seed in seeds]
-            gaps = best - np.array(list(ends[m].values()))
+            ranges[m] = [spread(cells, seed) for seed in seeds]
+            end = min(LONGEST, max(steps for _, steps in cells))
+            # What is learned is compared where it had time to be.
+            ends[m] = [
+                np.mean(list(cell.values()))
+                for (_, steps), cell in new[task, m].items()
+                if steps == end
+            ]
+        best = max(map(max, ends.values()), default=0)
+        for m in methods:
+            ours = np.mean(ranges.get("reach", [math.nan]))
+            gaps = best - np.array(ends[m])
+            knob = METHODS[m].knob and f"{settings[task, m]:g}"
             lines.append(
-                f"| {task} | {METHODS[m].label} | {_range(cells)} | "
-                f"{in_words(ranges)} | {_range(new[task, m])} | "
+                f"| {task} | {METHODS[m].label} | {knob} | "
+                f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
+                f"{np.mean(ranges[m]) / ours:.1f} | {_range(new[task, m])} | "
                 f"{gaps.min():.1f} to {gaps.max():.1f} |"
             )
     return lines
@@ -96,13 +114,13 @@ def _range(cells):
     return f"{min(means):.0f} to {max(means):.0f}"
 
 
-def length_picture(store, path):
+def length_picture(rows, path):
     """Draw accuracy kept against training length, a column for each method."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    kept, new = curves(store.rows, "kept"), curves(store.rows, "new")
+    kept, new = curves(rows, "kept"), curves(rows, "new")
     tasks = [t for t in TITLES if any(key[0] == t for key in kept)]
     methods = [m for m in RIVALS if any(key[1] == m for key in kept)]
     rates = sorted({rate for cells in kept.values() for rate, _ in cells})
@@ -200,13 +218,17 @@ def report(folder=RESULTS, images=IMAGES):
             if lines := trade_off.table(network, task, folder):
                 print(f"\n## Kept and learned, {network} network, {task}\n")
                 print("\n".join(lines))
-        store = store_of(f"length_{network}", folder)
-        if store.rows:
-            print(f"\n## Rate and length, {network} network\n")
-            print("\n".join(length_table(store)))
+        rows = store_of(f"length_{network}", folder).rows
+        if rows:
+            rows, seeds = compared(rows)
+            print(
+                f"\n## Rate and length, {network} network, "
+                f"seeds {', '.join(seeds)}\n"
+            )
+            print("\n".join(length_table(rows)))
             name = "forgetting"
             if network != "convolutional":
                 name += f"_{network}"
             path = Path(images) / f"{name}.png"
-            length_picture(store, path)
+            length_picture(rows, path)
             print(f"\nThe picture: {path}")
