@@ -357,9 +357,7 @@ def small_tasks(load, monkeypatch):
 METHODS = ["adam", "l2_sp", "reach"]
 
 
-@pytest.mark.skipif(
-    BACKEND == "tensorflow", reason="a graph for each run takes minutes"
-)
+@pytest.mark.skipif(BACKEND != "jax", reason="made quick for JAX alone")
 def test_experiments_run_go_on_and_are_reported(
     load, small_tasks, tmp_path, capsys
 ):

@@ -15,6 +15,7 @@ RATE, LENGTH = 1e-3, 1000
 ALLOWED_LOSS = 8.0
 RATES = (3e-4, 1e-3, 3e-3)
 RIVALS = ("adam", "layerwise", "l2_sp", "rollback", "reach")
+SEARCHED = "convolutional"
 LENGTHS = {
     "convolutional": (100, 300, 1000, 3000),
     "dense": (100, 300, 1000, 3000),
@@ -53,11 +54,11 @@ def _run(name, options, runs, points, **facts):
     if options.quick:
         points, pretraining = (100, 200), {"pretraining": 200}
         pretraining["cache"] = options.folder
-    run_grid(store, runs, points, **pretraining)
     store.describe(
         command=f"python -m benchmarks.forgetting {' '.join(split)}",
         **facts,
     )
+    run_grid(store, runs, points, **pretraining)
     return store
 
 
@@ -116,8 +117,14 @@ def choices(network, folder=RESULTS):
 
 
 def length(network, options):
-    """Measure along long runs, at three learning rates: the first picture."""
-    chosen = choices(network, options.folder)
+    """Measure along long runs, at three learning rates: the first picture.
+
+    A network whose settings were not searched takes those of `SEARCHED`: so
+    one sees whether they carry over.
+    """
+    searched = network
+    if not (chosen := choices(network, options.folder)):
+        searched, chosen = SEARCHED, choices(SEARCHED, options.folder)
     methods = [m for m in options.chosen(RIVALS) if (TASKS[0], m) in chosen]
     runs = [
         Run(network, task, name, chosen[task, name], rate, seed)
@@ -132,6 +139,7 @@ def length(network, options):
         runs,
         LENGTHS[network],
         seeds=list(options.seeds),
+        settings_chosen_on=searched,
         settings={
             f"{task}, {name}": value
             for (task, name), value in sorted(chosen.items())

@@ -1,14 +1,13 @@
 """Tables and pictures, drawn from the files in `results/`."""
 
-import math
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from . import trade_off
 from .experiments import LENGTHS, RIVALS, choices, store_of
+from .intervals import in_words
 from .methods import METHODS
 from .store import RESULTS
 
@@ -19,20 +18,6 @@ TITLES = {
     "inverted": "Clothes, then the same\ninverted and turned",
     "mnist": "Clothes, then digits\nunder a new output layer",
 }
-
-
-def interval(values):
-    """Return the mean of values and half its 95 % interval (Student's t)."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float(values.mean()), math.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(values.mean()), float(half)
-
-
-def in_words(values):
-    mean, half = interval(values)
-    return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def compared(rows):
@@ -72,9 +57,9 @@ def length_table(rows):
     kept, new = curves(rows, "kept"), curves(rows, "new")
     lines = [
         "| task | method | setting | kept, lowest to highest | range | "
-        "its range / reach's | new, lowest to highest | "
+        "its range / reach's | from 1,000 steps on | new, lowest to highest | "
         "new at the end, below the best |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
     for task in TITLES:
@@ -93,16 +78,30 @@ def length_table(rows):
             ]
         best = max(map(max, ends.values()), default=0)
         for m in methods:
-            ours = np.mean(ranges.get("reach", [math.nan]))
+            ours = np.mean(ranges.get("reach", [0.0]))
+            times = f"{np.mean(ranges[m]) / ours:.1f}" if ours else ""
             gaps = best - np.array(ends[m])
             knob = METHODS[m].knob and f"{settings[task, m]:g}"
             lines.append(
                 f"| {task} | {METHODS[m].label} | {knob} | "
                 f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
-                f"{np.mean(ranges[m]) / ours:.1f} | {_range(new[task, m])} | "
+                f"{times} | {_change(kept[task, m])} | {_range(new[task, m])} | "
                 f"{gaps.min():.1f} to {gaps.max():.1f} |"
             )
     return lines
+
+
+def _change(cells, begin=1000, end=LONGEST):
+    """Return how the accuracy goes on, at the worst and at the best rate."""
+    changes = [
+        np.mean(list(cells[rate, end].values()))
+        - np.mean(list(cells[rate, begin].values()))
+        for rate in {rate for rate, _ in cells}
+        if {(rate, begin), (rate, end)} <= set(cells)
+    ]
+    if not changes:
+        return ""
+    return f"{min(changes):+.1f} to {max(changes):+.1f}"
 
 
 def _range(cells):
@@ -114,8 +113,16 @@ def _range(cells):
     return f"{min(means):.0f} to {max(means):.0f}"
 
 
+def _band(values):
+    values = list(values)
+    return np.mean(values), min(values), max(values)
+
+
 def length_picture(rows, path):
-    """Draw accuracy kept against training length, a column for each method."""
+    """Draw accuracy kept against training length, a column for each method.
+
+    Means over the seeds; the bands go from the lowest to the highest seed.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -134,22 +141,17 @@ def length_picture(rows, path):
             for rate, shade in zip(rates, shades):
                 for data, style in ((kept, "o-"), (new, ":")):
                     points = sorted(
-                        (steps, *interval(list(cell.values())))
+                        (steps, *_band(cell.values()))
                         for (at, steps), cell in data[task, method].items()
                         if at == rate
                     )
                     if not points:
                         continue
-                    steps, means, halves = map(np.array, zip(*points))
+                    steps, means, low, high = zip(*points)
                     axis.plot(steps, means, style, color=shade, markersize=3.5)
                     if data is kept:
                         axis.fill_between(
-                            steps,
-                            means - halves,
-                            means + halves,
-                            color=shade,
-                            alpha=0.15,
-                            linewidth=0,
+                            steps, low, high, color=shade, alpha=0.15, lw=0
                         )
             axis.set_xscale("log")
             axis.grid(alpha=0.25)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .experiments import ALLOWED_LOSS, store_of
+from .intervals import in_words
 from .methods import METHODS
 
 # What guessing gives, in percent: no method is worse.
@@ -64,8 +65,6 @@ def choose(settings, best=None):
 
 def table(network, task, folder, against="reach"):
     """Return the lines of a table, one row for each method."""
-    from .report import in_words
-
     found = read(store_of(f"trade_off_{network}", folder), task)
     if not found:
         return []
