@@ -85,7 +85,8 @@ def length_table(rows):
             lines.append(
                 f"| {task} | {METHODS[m].label} | {knob} | "
                 f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
-                f"{times} | {_change(kept[task, m])} | {_range(new[task, m])} | "
+                f"{times} | {_change(kept[task, m])} | "
+                f"{_range(new[task, m])} | "
                 f"{gaps.min():.1f} to {gaps.max():.1f} |"
             )
     return lines
