@@ -1,8 +1,10 @@
 """Between the pretrained and the fine-tuned weights: θ₀ + α (θ − θ₀)."""
 
+import contextlib
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import keras
@@ -10,10 +12,11 @@ import numpy as np
 
 from keras_dualopt import sources
 from keras_dualopt.backend import engine
+from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import layer_depth
 from keras_dualopt.lookup import optimizer_of
 from keras_dualopt.optimizer import DualOpt
-from keras_dualopt.plan import Row, role
+from keras_dualopt.plan import Row, look_new, role
 from keras_dualopt.wrapping import settle, unwrapped
 
 # A Keras model or the path of a weights file.
@@ -46,13 +49,15 @@ def interpolate(
             file. It also gives values to what is not trained: moving
             statistics and layers that are frozen now. The anchors leave those
             as they are.
-        copy: Whether to leave `model` as it is, and to return a copy, which is
-            not compiled.
+        copy: Whether to leave `model` as it is, and to return a copy. It is
+            not compiled; a KerasHub task stays one, with its preprocessor.
 
     Returns:
         The model, or the copy.
 
     Memory: two copies of the pretrained weights in main memory while it runs.
+
+    Warns: Where a layer looks as if its θ₀ was never trained (`bind`).
 
     Raises:
         ValueError: If `alpha` is not in [0, 1], or a pretrained weight has no
@@ -166,7 +171,7 @@ def _from_anchors(
     for variable in model.trainable_variables:
         if id(variable) not in known:
             raise ValueError(_without(variable))
-    variables, origins = [], []
+    variables, origins, kept = [], [], []
     for row, anchor in zip(rows, anchors, strict=True):
         variable, kind = row.variable, row.role
         if not row.pretrained or kind == "free":
@@ -179,6 +184,16 @@ def _from_anchors(
             origin = sources.numpy_value(anchor)
         variables.append(variable)
         origins.append(origin)
+        kept.append(row)
+    new = look_new(kept, origins)
+    if new:
+        warnings.warn(
+            f"θ₀ of {', '.join(new)} looks like an initializer's: the way back "
+            "to it destroys what such layers have learned. If they belong to "
+            "the new head, train with `optimizer.bind(model, head=[...])`; or "
+            "pass `source=`.",
+            stacklevel=stacklevel(),
+        )
     return variables, origins
 
 
@@ -242,10 +257,7 @@ def _copy(
     model: keras.Model, variables: list[keras.Variable], values: list[Any]
 ) -> keras.Model:
     """Return a copy of a model in which some weights have other values."""
-    with warnings.catch_warnings():
-        # The copy of a KerasHub task is not compiled, and is not meant to be.
-        warnings.filterwarnings("ignore", message=r"`compile\(\)` was not")
-        copy = keras.models.clone_model(model)
+    copy = _not_compiled(model)
     shapes = [[tuple(w.shape) for w in m.weights] for m in (model, copy)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -266,3 +278,36 @@ def _copy(
         ],
     )
     return copy
+
+
+def _not_compiled(model: keras.Model) -> keras.Model:
+    """Return a copy of a model, of fresh weights, that is not compiled."""
+    with _taken_for_not_compiled(model):
+        if _is_described_by_keras(model):
+            return keras.models.clone_model(model)
+        # `clone_model` keeps the graph alone: no task and no preprocessor.
+        kind = type(model)
+        copy = keras.saving.deserialize_keras_object(
+            keras.saving.serialize_keras_object(model),
+            custom_objects={kind.__name__: kind},
+        )
+    # The constructor of a KerasHub task compiles it in a way of its own.
+    copy.compiled = False
+    copy.optimizer = None
+    return copy
+
+
+def _is_described_by_keras(model: keras.Model) -> bool:
+    """Tell whether the config is Keras' own: layers and how they are called."""
+    name: str = type(model).get_config.__module__
+    return name.partition(".")[0] == "keras"
+
+
+@contextlib.contextmanager
+def _taken_for_not_compiled(model: keras.Model) -> Iterator[None]:
+    """Let Keras copy a model without its optimizer, loss and metrics."""
+    compiled, model.compiled = model.compiled, False
+    try:
+        yield
+    finally:
+        model.compiled = compiled

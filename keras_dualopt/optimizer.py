@@ -4,7 +4,9 @@ import contextlib
 import functools
 import inspect
 import logging
+import math
 import numbers
+import sys
 import warnings
 import weakref
 import zlib
@@ -27,7 +29,14 @@ from keras_dualopt.depth import (
     no_weights,
     training_model,
 )
-from keras_dualopt.plan import Row, layers_of, make_rows, names_of
+from keras_dualopt.plan import (
+    Row,
+    aliases_of,
+    layers_of,
+    look_new,
+    make_rows,
+    names_of,
+)
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
@@ -35,6 +44,7 @@ from keras_dualopt.settings import (
     Reach,
     Settings,
     check_learning_rate,
+    peak_learning_rate,
     reference_rate,
 )
 from keras_dualopt.summary import summary_table
@@ -50,6 +60,7 @@ class _Parts:
         self.rows = rows
         self.anchors: Any = None
         self.pull: Any = None
+        self.looked = False
         # Some weights as `fit` left them: (row, value, distance from θ₀).
         self.left: list[tuple[Row, Any, float]] = []
 
@@ -232,6 +243,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._reference = reference
         self._reference_given = reference_learning_rate is not None
         self._warned_of_rate = False
+        self._stage_is_meant = False
         self._head: Any = None
         self._names: dict[str, str] | None = None
         self._parts: _Parts | None = None
@@ -281,16 +293,28 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        if isinstance(learning_rate, numbers.Real):
-            self._follow_rate(float(learning_rate))
+        follows = not isinstance(learning_rate, keras.Variable)
+        peak = self._peak_of(learning_rate) if follows else None
         self.set_learning_rate(learning_rate)
+        if peak is not None:
+            self._follow_rate(peak)
+
+    def _peak_of(self, learning_rate: Any) -> float | None:
+        """Return the highest rate there will be, where the pull needs it."""
+        if isinstance(learning_rate, numbers.Real):
+            return float(learning_rate)
+        if self._reference is None or self._reference_given:
+            return None
+        return peak_learning_rate(learning_rate)
 
     def _follow_rate(self, rate: float) -> None:
         """Let η follow a rate given before the first step; warn of a later."""
         if self._pending.state is not None:
             self._pending.learning_rate = rate
-        if self._reference is None or self._reference_given or not rate > 0.0:
+        given = self._reference is None or self._reference_given
+        if given or not 0.0 < rate < math.inf:
             return
+        assert self._reference is not None
         if not self._has_stepped():
             # A callback that warms up begins below the rate that is meant.
             if training_model() is None or rate > self._reference:
@@ -406,9 +430,12 @@ class DualOpt(wrapping.WrappingOptimizer):
     def decide(self, variables: Sequence[keras.Variable]) -> None:
         """Decide each variable's depth, strength and anchor."""
         model = self._find_model(variables)
+        aliases = aliases_of(self._names, model)
         depth, rows = make_rows(
-            self.settings, model, self._head, variables, self._names
+            self.settings, model, self._head, variables, aliases
         )
+        if not aliases:
+            self._names = names_of(model)
         accepted.warn_if_narrow(self._holder.base, variables)
         self._parts = _Parts(depth, rows)
         if model is not None:
@@ -416,7 +443,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self.note_trainer()
 
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
-        """Create θ₀ and what belongs to it; do what was asked for before."""
+        """Create θ₀ and what belongs to it."""
         parts = self._built("anchors")
         units = {row.unit for row in parts.rows} - {None}
         with engine.replicated(self.strategy):
@@ -440,12 +467,15 @@ class DualOpt(wrapping.WrappingOptimizer):
             *sizes,
         )
         self._make_pull()
+
+    def resume(self) -> None:
+        """Read the state and the anchors that were given before `build`."""
         pending = self._pending
         if pending.state is not None:
             self._restore(pending.state)
-        if pending.has_source:
-            self._move_anchors(pending.source)
-            pending.source, pending.has_source = None, False
+        if self._pending.has_source:
+            self._move_anchors(self._pending.source)
+            self._pending = _Pending()
 
     def _find_model(
         self, variables: Sequence[keras.Variable]
@@ -546,6 +576,9 @@ class DualOpt(wrapping.WrappingOptimizer):
                     "The pretrained weights must be finite. Received: NaN or "
                     f"infinity in {row.path!r}. Load the weights again."
                 )
+        if parts.looked:
+            return  # A step is traced more than once.
+        parts.looked = True
         layers = layers_of(parts.rows)
         head = [layer[0].layer for layer in layers if layer[0].relative is None]
         count = sum(any(row.anchored for row in layer) for layer in layers)
@@ -556,7 +589,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             len(layers),
             ", ".join(head) or "none",
         )
-        fresh = _fresh_layers(rows, values)
+        fresh = look_new(rows, values)
         if fresh:
             warnings.warn(
                 "These layers count as pretrained, but look as if they were "
@@ -570,7 +603,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             for row, value in zip(rows, values, strict=True)
             if _was_left(row, value)
         ]
-        if moved:
+        if moved and not self._stage_is_meant:
             warnings.warn(
                 "Another DualOpt has trained these weights already, and the "
                 "new one anchors at where it left them: "
@@ -584,7 +617,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         """At the end of `fit`: averages into the model, and a last look."""
         super().finalize_variable_values(var_list)
         model = training_model()
-        if model is not None and not self.trains(var_list, model):
+        # JAX' `fit` comes here after an error, too, which has said it then.
+        failed = sys.exc_info()[0] is not None
+        if not (failed or model is None or self.trains(var_list, model)):
             # TensorFlow has compiled the step and went on with the old list.
             warnings.warn(
                 "Layers were frozen or unfrozen without a new `compile`, and "
@@ -690,10 +725,15 @@ class DualOpt(wrapping.WrappingOptimizer):
             source = source._earlier()
         else:
             sources.check_source(source)
+        self._stage_is_meant = True
         if self._parts is not None:
             self._move_anchors(source)
-        else:
+            self._parts.left = []
+        elif source is not None or self._pending.state is not None:
             self._pending.source, self._pending.has_source = source, True
+        else:
+            # The weights of the first step are what is taken anyway.
+            self._pending.source, self._pending.has_source = None, False
         return self
 
     def _move_anchors(self, source: Any) -> None:
@@ -703,7 +743,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         values = sources.values_from(source, model, parts.rows)
         carried = sources.carried_from(source, model, parts.rows)
         dropped = parts.anchors.dropped
-        parts.anchors.revive()
+        self._revive()
         try:
             parts.anchors.move_to(values, carried)
         except ValueError:
@@ -712,6 +752,12 @@ class DualOpt(wrapping.WrappingOptimizer):
             raise
         if dropped:
             self._remake_pull()
+
+    def _revive(self) -> None:
+        anchors = self._built("anchors").anchors
+        if anchors.dropped:
+            anchors.revive()
+            self.track_base()  # Behind them, as in `build`.
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
@@ -787,12 +833,9 @@ class DualOpt(wrapping.WrappingOptimizer):
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,
         )
-        if self.exclude or isinstance(depth, list):
+        if self._names and (self.exclude or isinstance(depth, list)):
             # Patterns speak of paths, and a reloaded model may lose a prefix.
-            names = names_of(self._model_reference()) if self.built else None
-            names = names or self._names
-            if names:
-                config["names"] = names
+            config["names"] = self._names
         return config
 
     def _depth_of_bound_model(self) -> LayerDepth:
@@ -859,8 +902,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         """
         found = checkpoint.read(store)
         if found is not None:
-            self._pending.learning_rate = None
             if self._parts is None:
+                self._pending = _Pending()  # What is said last counts.
                 self._pending.state = found
             else:
                 self._restore(found)
@@ -889,7 +932,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         flag = checkpoint.flag_of(found)
         revived = flag != DROPPED and anchors.dropped
         if revived:
-            anchors.revive()
+            self._revive()
         try:
             pairs = checkpoint.match(self._table(), found, self._labels())
         except ValueError:
@@ -903,7 +946,7 @@ class DualOpt(wrapping.WrappingOptimizer):
                 variable, keras.ops.convert_to_tensor(array, variable.dtype)
             )
         rate = self._pending.learning_rate
-        self._pending = _Pending()
+        self._pending.state = self._pending.learning_rate = None
         if flag == DROPPED:
             anchors.drop()
         else:
@@ -945,11 +988,7 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def _table(self) -> checkpoint.Table:
         parts = self._built("state")
-        scalars = {
-            "iterations": self.iterations,
-            "learning_rate": self._learning_rate,
-            "anchors_taken": parts.anchors.flag,
-        }
+        scalars = {**self.clock, "anchors_taken": parts.anchors.flag}
         if parts.anchors.units is not None:
             scalars["reach_units"] = parts.anchors.units
         return checkpoint.table(
@@ -993,9 +1032,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         """Name the arguments that say what is done."""
         first, second = self.settings.level_names
         rate = (
-            f"{float(keras.ops.convert_to_numpy(self._learning_rate)):g}"
+            f"{float(keras.ops.convert_to_numpy(self.learning_rate)):g}"
             if self.learning_rate_is_variable()
-            else type(self._learning_rate).__name__
+            else type(self.clock["learning_rate"]).__name__
         )
         return (
             f"<DualOpt mode={self.mode!r} base="
@@ -1054,21 +1093,6 @@ def _was_left(row: Row, value: Any) -> bool:
         return False
     assert moved is not None
     return moved(value)
-
-
-def _fresh_layers(rows: Sequence[Row], values: Sequence[Any]) -> list[str]:
-    """Return layers whose bias or scale is where an initializer puts it.
-
-    Only where others are not: then they were trained, and these were not.
-    """
-    biases = {
-        row.layer: np.asarray(value, dtype="float32")
-        for row, value in zip(rows, values, strict=True)
-        if row.path.rpartition("/")[2] in ("bias", "beta")
-        and int(np.prod(row.variable.shape)) > 1
-    }
-    fresh = [layer for layer, value in biases.items() if not value.any()]
-    return fresh if len(fresh) < len(biases) else []
 
 
 def _some(names: Sequence[str]) -> str:

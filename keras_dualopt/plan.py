@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import (
@@ -100,7 +101,7 @@ def make_rows(
     model: keras.Model | None,
     head: Any,
     variables: Sequence[keras.Variable],
-    names: Names | None = None,
+    aliases: Mapping[int, str] | None = None,
 ) -> tuple[LayerDepth, list[Row]]:
     """Decide for every variable.
 
@@ -109,8 +110,7 @@ def make_rows(
         model: The model that owns the variables, if it is known.
         head: What `bind` was told of the head.
         variables: The variables to train.
-        names: The paths that the weights had, by place, in a model that this
-            one is a copy of: patterns may speak of those.
+        aliases: The paths that patterns speak of; see `aliases_of`.
 
     Returns:
         The depths in force, and one row for each variable.
@@ -120,7 +120,7 @@ def make_rows(
             nothing, or fine-tune mode finds nothing that was pretrained.
     """
     known = [*variables] if model is None else [*model.weights]
-    aliases = _aliases(names or {}, model, known)
+    aliases = aliases or {}
     excluded = _by_name(
         lambda names: _excluded(settings.exclude, known, variables, names),
         aliases,
@@ -196,25 +196,41 @@ def _by_name(decide: Callable[[Mapping[int, str]], Any], aliases: Any) -> Any:
         return decide({})
 
 
-def _aliases(
-    names: Names,
-    model: keras.Model | None,
-    known: Sequence[keras.Variable],
+def aliases_of(
+    names: Names | None, model: keras.Model | None
 ) -> dict[int, str]:
     """Return, by the variable's id, the path that each weight had before.
 
     A reloaded or cloned model loses a prefix, and automatic names are numbered
     otherwise: `dense_1` may be another layer now. Nothing where the same names
     stand in other places, or other names: then it is another model.
+
+    Args:
+        names: The paths of a model that this one may be a copy of, by place.
+        model: The model, if it is known.
     """
     if not names or model is None:
         return {}
+    known = model.weights
     keys = place_keys(model, known)
     paths = [variable.path for variable in known]
     old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]
-    if {*old} == {*paths} or not all(map(_alike, old, paths)):
+    ends = [_ends(*pair) for pair in zip(old, paths, strict=True)]
+    before, now = zip(*ends, strict=True)
+    # The same names in other places are names that a person gave.
+    exchanged = before != now and {*before} == {*now}
+    if old == paths or exchanged or not all(map(_alike, old, paths)):
         return {}
     return {id(variable): path for variable, path in zip(known, old)}
+
+
+def _ends(one: str, other: str) -> tuple[str, str]:
+    """Return two paths without what only one model puts before them."""
+    first, second = one.split("/"), other.split("/")
+    length = min(len(first), len(second))
+    if len(first) == len(second) > 1:
+        length -= 1
+    return "/".join(first[-length:]), "/".join(second[-length:])
 
 
 def _alike(one: str, other: str) -> bool:
@@ -324,3 +340,44 @@ def _check_something_is_pretrained(
             "nothing until pretrained layers are made trainable.",
             stacklevel=stacklevel(),
         )
+
+
+# What Keras' initializers put there, and training moves at once.
+_STARTS = {"bias": 0.0, "beta": 0.0, "gamma": 1.0}
+# Some models start their biases beside 0 (ViT: at 1e-6).
+_NEARLY = 1e-4
+
+
+def look_new(rows: Sequence[Row], values: Sequence[Any]) -> list[str]:
+    """Return the deepest layers whose biases and scales never moved.
+
+    A bias of zeros, a γ of ones with a β of zeros: what is put on top of a
+    pretrained model looks like that, where layers below it do not. Inside of
+    one it is no sign: attention may have been trained without a key's bias.
+
+    Args:
+        rows: Weights that count as pretrained.
+        values: Their values, arrays.
+    """
+    new: dict[str, float] = {}
+    deepest_trained: float | None = None
+    moved: set[str] = set()
+    for row, value in zip(rows, values, strict=True):
+        start = _STARTS.get(row.path.rpartition("/")[2])
+        if start is None or row.relative is None:
+            continue
+        wide = np.asarray(value).astype("float32")
+        distance = float(np.max(np.abs(wide - start), initial=0.0))
+        if distance:
+            moved.add(row.layer)
+        else:
+            new[row.layer] = row.relative
+        if distance > _NEARLY:
+            deepest_trained = max(row.relative, deepest_trained or 0.0)
+    if deepest_trained is None:
+        return []
+    return [
+        layer
+        for layer, depth in new.items()
+        if layer not in moved and depth > deepest_trained
+    ]

@@ -1,12 +1,14 @@
 """Reviewing: the way back to the pretrained weights, and what it changes."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_dualopt.caller import stacklevel
 from keras_dualopt.evaluation import (
     Rule,
     check_rule,
@@ -15,6 +17,7 @@ from keras_dualopt.evaluation import (
     score,
 )
 from keras_dualopt.interpolation import Source, Way, put
+from keras_dualopt.wrapping import settle
 
 
 def review(
@@ -44,7 +47,7 @@ def review(
 
     Raises:
         ValueError: If `steps` < 1, or a pretrained weight has no anchor and
-            no value in `source`.
+            no value in `source`; in the next step, if the model was trained.
         TypeError: If `source` is of another kind.
 
     Example:
@@ -62,18 +65,47 @@ def review(
             f"Expected: `steps` to be a whole number ≥ 1. Received: {steps!r}."
         )
     # Here and not in the generator: an error belongs to the call.
-    return _walk(Way.of(model, source), steps)
+    return _walk(model, Way.of(model, source), steps)
 
 
-def _walk(way: Way, steps: int) -> Iterator[float]:
-    tuned = way.present()
+def _walk(model: keras.Model, way: Way, steps: int) -> Iterator[float]:
+    tuned, clock = way.present(), _clock(model)
     try:
         for step in range(steps + 1):
             if step:
                 put(way.variables, way.at(1.0 - step / steps, tuned))
             yield step / steps
+            if _trained_since(clock, model):
+                raise ValueError(_TRAINED)
+    except GeneratorExit:
+        # Nobody would hear an error when a loop is left early.
+        if _trained_since(clock, model):
+            warnings.warn(_TRAINED, stacklevel=stacklevel())
+        raise
     finally:
         put(way.variables, tuned)
+
+
+_TRAINED = (
+    "The model was trained inside of `review`. What its pretrained weights "
+    "learned there is lost: they are what they were before; the head stays as "
+    "it was trained. To train from a point on the way, leave the loop and use "
+    "`interpolate(model, alpha)`, or `copy=True` for a copy."
+)
+
+
+def _clock(model: keras.Model) -> tuple[Any, int]:
+    """Return the optimizer that trains a model, and how many steps it took."""
+    settle(model)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return None, 0
+    return optimizer, int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+
+def _trained_since(clock: tuple[Any, int], model: keras.Model) -> bool:
+    (before, first), (now, steps) = clock, _clock(model)
+    return steps != (first if now is before else 0)
 
 
 class ReviewCurve:

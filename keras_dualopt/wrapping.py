@@ -61,9 +61,9 @@ class _Holder:
 class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     """Takes the step of another optimizer, and pulls in the same step.
 
-    A subclass says what is to happen around it, in five methods: `decide` and
-    `add_state` in `build`, `check_start` before `fit` begins and `before_step`
-    before each step, `pull` after it.
+    A subclass says what is to happen around it: `decide`, `add_state` and
+    `resume` in `build`, `check_start` before `fit` begins, `before_step` and
+    `pull` before and after each base step.
 
     Args:
         base: The optimizer that proposes θ_pre; fresh.
@@ -92,7 +92,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     @abc.abstractmethod
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
-        """Create state beside the base's, which is there already."""
+        """Create state beside the base's, which comes after it."""
+
+    @abc.abstractmethod
+    def resume(self) -> None:
+        """Do what was asked for before there were variables."""
 
     @abc.abstractmethod
     def check_start(self) -> None:
@@ -122,6 +126,17 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """Assign η_t, for the base as well."""
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
         self._share_clock()
+
+    @property
+    def clock(self) -> dict[str, Any]:
+        """The step counter and the learning rate, as they are kept.
+
+        The counter counts micro-steps; the rate may be a schedule.
+        """
+        return {
+            "iterations": self._iterations,
+            "learning_rate": self._learning_rate,
+        }
 
     def learning_rate_is_variable(self) -> bool:
         """Tell a number that can be assigned from a schedule or a callable."""
@@ -157,10 +172,17 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             self._check_unbuilt()
             self._refused = True
             self.decide(variables)
+            engine.check_engine(
+                self._model_reference(),
+                variables,
+                self.strategy,
+                bool(self.gradient_accumulation_steps),
+            )
             super().build([*variables])
-            self._build_base(variables)
             self.add_state(variables)
+            self._build_base(variables)
             self._refused = False
+            self.resume()
 
     def _check_unbuilt(self) -> None:
         base = self._holder.base
@@ -179,10 +201,19 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         # After the build: the base must not make accumulators of its own, but
         # its `iterations` must count real updates as ours does.
         base.gradient_accumulation_steps = self.gradient_accumulation_steps
-        known = {id(variable) for variable in self._variables}
-        for variable in _state_of(base):
-            if id(variable) not in known:
-                known.add(id(variable))
+        self.track_base()
+
+    def track_base(self) -> None:
+        """Track the base's state, behind everything else.
+
+        The order is part of the file's format: LossScaleOptimizer saves
+        variables by number.
+        """
+        shared = {id(variable) for variable in self.clock.values()}
+        state = {id(v): v for v in _state_of(self._holder.base)}
+        for key, variable in state.items():
+            if key not in shared:
+                self._untrack_variable(variable)
                 self._track_variable(variable)
 
     def add_like(self, variable: keras.Variable, dtype: str | None) -> Any:
@@ -296,7 +327,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             # A loop of one's own may train a part; in `fit` a layer was frozen
             # after `compile`.
             model = training_model()
-            if model is not None and model.optimizer is self:
+            if (
+                model is not None
+                and self._is_optimizer_of(model)
+                and not self.trains(variables, model)
+            ):
                 raise ValueError(self._changed(f"{len(variables)} variables"))
         for variable in variables:
             if self._var_key(variable) not in self._trainable_variables_indices:

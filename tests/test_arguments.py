@@ -17,15 +17,15 @@ OTHER_MODE = [
     row(
         f"{name} in {mode} mode",
         made(mode=mode, **{name: value}),
-        f"no `{name}` in mode {mode!r}",
-        f"{name}={value!r}",
+        f"`{name}` belongs to mode",
+        f"{name}={value!r} in mode {mode!r}",
         way_out,
     )
     for mode, names, way_out in (
         (
             "finetune",
             ("weight_decay", "weight_decay_min"),
-            "Use `rollback` and `rollback_min`",
+            "Use `rollback` or `reach`",
         ),
         (
             "scratch",
@@ -42,84 +42,84 @@ LEVELS = [
     row(
         "rollback above 1",
         made(rollback=1.01),
-        "`rollback` in [0, 1]",
+        "`rollback` must be in [0, 1]",
         "1.01",
         "share of the way",
     ),
     row(
         "rollback_min above 1",
         made(rollback=1.0, rollback_min=2.5),
-        "`rollback_min` in [0, 1]",
+        "`rollback_min` must be in [0, 1]",
         "2.5",
         "share of the way",
     ),
     row(
         "rollback below 0",
         made(rollback=-0.01),
-        "`rollback` ≥ 0",
+        "`rollback` must be ≥ 0",
         "-0.01",
         "≥ 0",
     ),
     row(
         "rollback_min below 0",
         made(rollback_min=-1e-9),
-        "`rollback_min` ≥ 0",
+        "`rollback_min` must be ≥ 0",
         "-1e-09",
         "≥ 0",
     ),
     row(
         "rollback_min above rollback",
         made(rollback=0.1, rollback_min=0.2),
-        "`rollback_min` ≤ `rollback`",
+        "`rollback_min` must be ≤ `rollback`",
         "rollback_min=0.2, rollback=0.1",
         "≤",
     ),
     row(
         "rollback_min above the default rollback",
         made(rollback_min=0.5),
-        "`rollback_min` ≤ `rollback`",
+        "`rollback_min` must be ≤ `rollback`",
         "rollback=0.01",
         "≤",
     ),
     row(
         "weight_decay below 0",
         scratch(weight_decay=-0.05),
-        "`weight_decay` ≥ 0",
+        "`weight_decay` must be ≥ 0",
         "-0.05",
         "≥ 0",
     ),
     row(
         "weight_decay_min above weight_decay",
         scratch(weight_decay=0.1, weight_decay_min=0.11),
-        "`weight_decay_min` ≤ `weight_decay`",
+        "`weight_decay_min` must be ≤ `weight_decay`",
         "weight_decay_min=0.11, weight_decay=0.1",
         "≤",
     ),
     row(
         "weight_decay infinite",
         scratch(weight_decay=INFINITY),
-        "`weight_decay` to be finite",
+        "`weight_decay` must be finite",
         "inf",
         "finite",
     ),
     row(
         "power 0",
         made(power=0.0),
-        "`power` > 0",
+        "`power` must be > 0",
         "0.0",
         "set the minimum equal to the maximum",
     ),
     row(
         "power below 0",
         scratch(power=-1.5),
-        "`power` > 0",
+        "`power` must be > 0",
         "-1.5",
         "set the minimum equal to the maximum",
     ),
     row(
         "power a word",
         made(power="2"),
-        "`power` to be a number",
+        "`power` must be a number",
         "str '2'",
         "number",
         TypeError,
@@ -127,7 +127,7 @@ LEVELS = [
     row(
         "rollback True",
         made(rollback=True),
-        "`rollback` to be a number",
+        "`rollback` must be a number",
         "bool True",
         "number",
         TypeError,
@@ -136,7 +136,7 @@ LEVELS = [
         row(
             f"{name} NaN",
             made(mode=mode, **{name: NAN}),
-            f"`{name}` to be finite",
+            f"`{name}` must be finite",
             "nan",
             "finite",
         )
@@ -155,28 +155,28 @@ MODE_AND_RATE = [
     row(
         "unknown mode",
         made(mode="pretrain"),
-        "`mode` to be 'finetune' or 'scratch'",
+        "`mode` must be 'finetune' or 'scratch'",
         "'pretrain'",
         "'finetune' or 'scratch'",
     ),
     row(
         "learning rate 0",
         made(learning_rate=0.0),
-        "the peak of `learning_rate` to be a finite number > 0",
+        "the peak of `learning_rate` must be a finite number > 0",
         "0.0",
         "Pass `reference_learning_rate=`",
     ),
     row(
         "learning rate NaN",
         made(learning_rate=NAN),
-        "the peak of `learning_rate` to be a finite number > 0",
+        "the peak of `learning_rate` must be a finite number > 0",
         "nan",
         "Pass `reference_learning_rate=`",
     ),
     row(
         "learning rate a word",
         made(learning_rate="1e-3"),
-        "`learning_rate` to be a float, a schedule or a callable",
+        "`learning_rate` must be a float, a schedule or a callable",
         "str '1e-3'",
         "float",
         TypeError,
@@ -184,7 +184,7 @@ MODE_AND_RATE = [
     row(
         "learning rate an optimizer",
         lambda: DualOpt(keras.optimizers.Lion()),
-        "`learning_rate` to be a float, a schedule or a callable",
+        "`learning_rate` must be a float, a schedule or a callable",
         "the optimizer Lion",
         "`DualOpt(base=keras.optimizers.Lion(...))`",
         TypeError,
@@ -193,7 +193,7 @@ MODE_AND_RATE = [
         row(
             f"reference_learning_rate {value!r}",
             made(reference_learning_rate=value),
-            "`reference_learning_rate` to be a finite number > 0",
+            "`reference_learning_rate` must be a finite number > 0",
             repr(value),
             "usually the highest one of the run",
         )
@@ -202,7 +202,7 @@ MODE_AND_RATE = [
     row(
         "reference_learning_rate in scratch mode",
         scratch(reference_learning_rate=1e-3),
-        "no `reference_learning_rate` in scratch mode",
+        "`reference_learning_rate` has no meaning in scratch mode",
         "0.001",
         "it cancels",
     ),
@@ -221,7 +221,7 @@ def test_settings_can_be_read_and_be_set_before_build():
     assert optimizer.weight_decay is None
     optimizer.rollback = 0.4
     optimizer.depth = DEPTHS
-    with pytest.raises(ValueError, match="`rollback` in \\[0, 1\\]"):
+    with pytest.raises(ValueError, match="`rollback` must be in \\[0, 1\\]"):
         optimizer.rollback = 4.0
     optimizer.build(make_variables())
     assert optimizer.rollback == 0.4

@@ -29,7 +29,7 @@ DEPTH = [
     row(
         "depth a list",
         made(depth=[0.0, 1.0]),
-        "`depth` to be None, a `LayerDepth` or a dict",
+        "`depth` must be None, a `LayerDepth` or a dict",
         "list [0.0, 1.0]",
         "{pattern: relative depth}",
         TypeError,
@@ -37,7 +37,7 @@ DEPTH = [
     row(
         "depth empty",
         made(depth={}),
-        "`depth` to name at least one pattern",
+        "`depth` must name at least one pattern",
         "an empty dict",
         "`None` finds the depths by itself",
     ),
@@ -45,7 +45,7 @@ DEPTH = [
         row(
             f"depth {value!r}",
             made(depth={"a/.*": 0.0, "b/.*": value}),
-            "depth['b/.*'] in [0, 1]",
+            "`depth['b/.*']` must be in [0, 1]",
             repr(value),
             "or None for weights that were not pretrained",
         )
@@ -54,21 +54,32 @@ DEPTH = [
     row(
         "depth NaN",
         made(depth={"a": NAN}),
-        "`depth['a']` to be finite",
+        "`depth['a']` must be finite",
         "nan",
         "finite",
+    ),
+    *(
+        row(
+            f"depth {type(value).__name__}",
+            made(depth={"a": value}),
+            "`depth['a']` must be a number",
+            repr(value),
+            "number",
+            TypeError,
+        )
+        for value in (True, "0.5")
     ),
     row(
         "depth no regular expression",
         made(depth={"a(": 0.5}),
-        "`depth` to hold valid regular expressions",
+        "`depth` must hold valid regular expressions",
         "'a('",
         "unterminated",
     ),
     row(
         "depth not a string",
         made(depth={3: 0.5}),
-        "`depth` to hold regular expressions (str)",
+        "`depth` must hold regular expressions (str)",
         "int 3",
         "str",
         TypeError,
@@ -76,14 +87,14 @@ DEPTH = [
     row(
         "depth with a head in scratch mode",
         lambda: DualOpt(mode="scratch", depth=with_head()),
-        "a `depth` in which the output layer counts",
+        "`depth` must count the output layer",
         "one with a head",
         "`layer_depth(model, head=())`",
     ),
     row(
         "exclude a dict",
         made(exclude={"a": 1}),
-        "`exclude` to be one or several regular expressions",
+        "`exclude` must be one or several regular expressions",
         "dict",
         "one or several",
         TypeError,
@@ -91,14 +102,14 @@ DEPTH = [
     row(
         "exclude no regular expression",
         made(exclude=["*bias"]),
-        "`exclude` to hold valid regular expressions",
+        "`exclude` must hold valid regular expressions",
         "'*bias'",
         "nothing to repeat",
     ),
     row(
         "exclude not a string",
         made(exclude=[keras.layers.Dense]),
-        "`exclude` to hold regular expressions (str)",
+        "`exclude` must hold regular expressions (str)",
         "Dense",
         "str",
         TypeError,
@@ -121,35 +132,35 @@ BUILD = [
     row(
         "depth pattern that matches nothing",
         lambda: built(depth={"stm/.*": 0.0, ".*": 0.5}),
-        "every pattern of `depth` to win at least one variable",
+        "Every pattern of `depth` must win at least one variable",
         "'stm/.*'",
         "For a part of a path write '.*stm/.*.*'",
     ),
     row(
         "depth pattern that an earlier one beats",
         lambda: built(depth={".*": 0.5, "stem/.*": 0.0}),
-        "every pattern of `depth` to win at least one variable",
+        "Every pattern of `depth` must win at least one variable",
         "'stem/.*'",
         "Put the narrower pattern first",
     ),
     row(
         "variable that no depth pattern matches",
         lambda: built(depth={"stem/.*": 0.0, "deep/.*": 1.0}),
-        "a pattern of `depth` for every variable",
+        "Every weight needs a pattern of `depth`",
         "'middle/kernel'",
         "'.*' as the last pattern takes the rest",
     ),
     row(
         "depth pattern that matches a part only",
         lambda: built(depth={"stem": 0.0, ".*": 0.5}),
-        "every pattern of `depth` to win at least one variable",
+        "Every pattern of `depth` must win at least one variable",
         "'stem'",
         "'.*stem.*'",
     ),
     row(
         "exclude pattern that matches nothing",
         lambda: built(exclude=["stem/bias", "bias"]),
-        "every pattern of `exclude` to match the whole path",
+        "Every pattern of `exclude` must match the whole path",
         "'bias'",
         "'.*bias.*'",
     ),
@@ -163,7 +174,7 @@ BUILD = [
     row(
         "a model that does not own the variables",
         lambda: build_on_model(DualOpt(), small_model(), make_variables()),
-        "the model this optimizer is bound to",
+        "The optimizer is bound to",
         "'stem/kernel' of another",
         "Make a new DualOpt for each model",
     ),
@@ -176,8 +187,8 @@ BUILD = [
             )
             .build(model.trainable_variables)
         ),
-        "at least one pretrained layer",
-        "every layer was taken for a new head",
+        "Every layer of the model was taken for a new head",
+        "",
         "bind(model, head=())",
     ),
 ]
@@ -219,29 +230,29 @@ AFTER_BUILD = [
     row(
         "setting mode, even before build",
         lambda: setattr(DualOpt(), "mode", "scratch"),
-        "`mode` to stay 'finetune'",
+        "`mode` stays 'finetune'",
         "'scratch'",
         "Make a new DualOpt(mode=...)",
     ),
     row(
         "setting depth beside a bound head",
         depth_beside_a_bound_head,
-        "either `depth` or `bind(head=...)`",
-        "both",
-        "either",
+        "The head was named by `bind(head=...)`",
+        "`depth` as well",
+        "Give one of the two",
     ),
     row(
         "one base for two",
         build_two_on_one_base,
-        "a `base` of this DualOpt's own",
-        "Lion that was built meanwhile",
+        "The `base`, Lion, was built meanwhile",
+        "",
         "Make a new instance for each DualOpt",
     ),
     *(
         row(
             f"setting {name}",
             lambda name=name, value=value: setattr(built(), name, value),
-            f"`{name}` to stay as it was when the optimizer was built",
+            f"`{name}` cannot be changed after the optimizer was built",
             repr(value),
             "`new.anchor_at(old)`",
         )
@@ -250,7 +261,7 @@ AFTER_BUILD = [
     row(
         "bind to another model",
         lambda: built().bind(small_model()),
-        "`bind` before the optimizer is built",
+        "`bind` comes before the optimizer is built",
         "'small'",
         "Make a new DualOpt for each model",
     ),
@@ -259,42 +270,42 @@ AFTER_BUILD = [
         lambda: DualOpt(mode="scratch").bind(
             small_model(), head="small/last/.*"
         ),
-        "no `head` in scratch mode",
+        "`head` has no meaning in scratch mode",
         "head='small/last/.*'",
         "counts as the deepest",
     ),
     row(
         "bind with a head beside depth",
         lambda: DualOpt(depth=DEPTHS).bind(small_model(), head="small/last/.*"),
-        "either `depth=` or `bind(head=...)`",
-        "both",
+        "`depth` says already which weights are new",
+        "`bind(head=...)` as well",
         "`layer_depth(model, head=...)`",
     ),
     row(
         "anchors before build",
         lambda: DualOpt().anchors,
-        "a built optimizer",
-        "no anchors yet",
+        "has not seen its variables, so that it has no anchors yet",
+        "",
         "optimizer.build(model.trainable_variables)",
     ),
     row(
         "summary before build",
         lambda: DualOpt().summary(),
-        "a built optimizer",
-        "no depths yet",
+        "has not seen its variables, so that it has no depths yet",
+        "",
         "optimizer.build(model.trainable_variables)",
     ),
     row(
         "anchor_at in scratch mode",
         lambda: DualOpt(mode="scratch").anchor_at(),
-        "`anchor_at` in fine-tune mode",
+        "`anchor_at` needs fine-tune mode",
         "scratch mode",
         "no anchors",
     ),
     row(
         "drop_anchors in scratch mode",
         lambda: DualOpt(mode="scratch").drop_anchors(),
-        "`drop_anchors` in fine-tune mode",
+        "`drop_anchors` needs fine-tune mode",
         "scratch mode",
         "no anchors",
     ),
@@ -309,8 +320,8 @@ AFTER_BUILD = [
     row(
         "a step after drop_anchors",
         step_after_drop,
-        "anchors to pull the weights to",
-        "an optimizer whose anchors were dropped",
+        "The anchors were dropped",
+        "",
         "`optimizer.anchor_at()`",
     ),
     row(
@@ -323,7 +334,7 @@ AFTER_BUILD = [
     row(
         "a variable it was not built on",
         lambda: built().apply([np.ones(2)], [keras.Variable(np.ones(2))]),
-        "the 6 variables this optimizer was built on",
+        "The 6 variables this optimizer was built on",
         "variable",
         "`new.anchor_at(old)`",
     ),

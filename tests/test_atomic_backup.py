@@ -4,10 +4,12 @@ That it outlives a kill at any moment is shown by `conformance/test_crash.py`.
 """
 
 import collections
+import warnings
 
 import h5py
 import keras
 import networks
+import numpy as np
 import pytest
 
 from keras_dualopt import DualOpt
@@ -177,7 +179,8 @@ def test_a_rate_lowered_before_the_backup_is_in_the_file(tmp_path):
     # The rate of the file, not that of the new run.
     model = compiled(99)
     model.optimizer.learning_rate = 1.0
-    epochs(model, [Lower(), AtomicBackup(path)])
+    with pytest.warns(UserWarning, match="learning_rate"):
+        epochs(model, [Lower(), AtomicBackup(path)])
     never = compiled()
     epochs(never, [Lower()])
     networks.assert_same(everything(model), everything(never))
@@ -212,7 +215,8 @@ def two_fits(paths, seed, kill=None, keep=True):
     model = compiled(seed)
     epochs(model, [AtomicBackup(paths[0], keep=keep)])
     start = networks.arrays(model.trainable_variables)
-    model.compile(DualOpt(networks.RATE / 2, **networks.FINETUNE), "mse")
+    optimizer = DualOpt(networks.RATE / 2, **networks.FINETUNE).anchor_at()
+    model.compile(optimizer, "mse")
     seen = KillAt(kill)
     epochs(model, [AtomicBackup(paths[1], keep=keep), seen])
     networks.assert_anchored_at(model.optimizer, start)
@@ -264,6 +268,76 @@ def test_a_model_that_is_not_built_is_refused(tmp_path):
     backup.set_model(model)
     with pytest.raises(ValueError, match=r"Expected: a built model"):
         backup.on_train_begin()
+
+
+def rated(rate, seed=99):
+    return networks.compiled(
+        DualOpt(rate, **networks.FINETUNE), networks.weights(seed)
+    )
+
+
+def rate_of(model):
+    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+def test_a_learning_rate_changed_in_the_script_is_said_not_to_be_used(killed):
+    for _ in range(2):  # Again, where that run is killed as well.
+        model = rated(networks.RATE / 4)
+        words = rf"{networks.RATE}.*{networks.RATE / 4}.*learning_rate"
+        with (
+            pytest.warns(UserWarning, match=words) as caught,
+            pytest.raises(Killed),
+        ):
+            epochs(model, [AtomicBackup(killed), KillAt(2)])
+        assert len(networks.told(caught)) == 1
+        assert rate_of(model) == pytest.approx(networks.RATE, rel=1e-6)
+
+
+class Halve(keras.callbacks.Callback):
+    """Lowers the rate at the end of an epoch, before the backup."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = networks.RATE / 2 ** (epoch + 1)
+
+
+def test_a_learning_rate_that_a_callback_changed_is_no_change_of_the_script(
+    tmp_path,
+):
+    path = tmp_path / "run.weights.h5"
+    with pytest.raises(Killed):
+        epochs(compiled(), [Halve(), AtomicBackup(path), KillAt(2)])
+    model = compiled(99)
+    epochs(model, [Halve(), AtomicBackup(path)])
+    assert rate_of(model) == pytest.approx(networks.RATE / 8, rel=1e-6)
+
+
+def test_a_callback_listed_after_the_backup_changes_the_rate_of_a_run(killed):
+    """As the warning says."""
+
+    class Set(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.optimizer.learning_rate = networks.RATE / 4
+
+    model = compiled(99)
+    epochs(model, [AtomicBackup(killed), Set()])
+    assert rate_of(model) == pytest.approx(networks.RATE / 4, rel=1e-6)
+
+
+def test_a_schedule_of_the_script_is_used_without_a_word(tmp_path):
+    path = tmp_path / "run.weights.h5"
+    schedules = [
+        keras.optimizers.schedules.CosineDecay(rate, 20)
+        for rate in (networks.RATE, networks.RATE / 4)
+    ]
+    with pytest.raises(Killed):
+        epochs(rated(schedules[0], 3), [AtomicBackup(path), KillAt(2)])
+    model = rated(schedules[1])
+    with warnings.catch_warnings():
+        # That η differs is DualOpt's to say.
+        warnings.filterwarnings("ignore", message=".*reference")
+        epochs(model, [AtomicBackup(path)])
+    wanted = networks.RATE / 4 * 0.5 * (1.0 + np.cos(np.pi * 6 / 20))
+    assert rate_of(model) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(

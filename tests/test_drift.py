@@ -396,3 +396,9 @@ def test_anchors_beside_other_optimizers_are_not_walked_to():
     model.compile(keras.optimizers.MultiOptimizer(optimizers), "mse")
     with pytest.raises(ValueError, match="Received: one compiled with a Multi"):
         interpolate(model, 0.5)
+
+
+@pytest.mark.parametrize("name", ["drift.csv", "drift", "npz"])
+def test_a_file_of_another_ending_is_refused(name):
+    with pytest.raises(ValueError, match=r"`file`.*\.npz.*CSVLogger"):
+        Drift(file=name)

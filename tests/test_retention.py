@@ -177,3 +177,16 @@ def test_arguments_are_checked(arguments, error_type, match):
 def test_arrays_that_are_no_tuple_are_refused(make):
     with pytest.raises(TypeError, match=r"Retention\(\(x_old, y_old\)\)"):
         make(*tasks(11))
+
+
+def test_a_model_that_shares_no_weight_is_refused():
+    other = networks.compiled(keras.optimizers.SGD(), networks.weights())
+    with pytest.raises(ValueError, match=r"`model`.*share"):
+        train(model_for(), [Retention(tasks(20), model=other)])
+
+
+def test_the_missing_rule_is_shown_as_python_has_it():
+    with pytest.raises(ValueError, match="rule") as raised:
+        Retention(tasks(20), patience=3)
+    text = str(raised.value)
+    assert "{'val_accuracy': 1.0, 'kept_accuracy': 1.0}." in text

@@ -268,7 +268,7 @@ def test_steps_must_be_a_number(model, tuned, steps):
 def test_a_weight_without_a_value_is_an_error_at_once():
     model = trained(steps=1)
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
-    with pytest.raises(ValueError, match=r"Expected: a weight of shape \(5, 4"):
+    with pytest.raises(ValueError, match=r"a weight of shape \(5, 4"):
         review(model, source=other)
     with pytest.raises(TypeError, match="Received: int 3"):
         review(model, source=3)
@@ -282,7 +282,7 @@ def test_a_weight_without_a_value_is_an_error_at_once():
     [
         (keras.optimizers.Adam, "one compiled with Adam"),
         (lambda: DualOpt(0.1, mode="scratch"), "scratch mode.*`source=`"),
-        (lambda: DualOpt(0.1), "built optimizer"),
+        (lambda: DualOpt(0.1), "has no anchors yet"),
     ],
 )
 def test_a_model_without_anchors_is_an_error(optimizer, match):
@@ -321,3 +321,139 @@ def test_reviewing_in_the_middle_of_an_epoch_does_not_disturb_it():
     networks.assert_same(
         networks.arrays(watched.weights), networks.arrays(plain.weights)
     )
+
+
+def test_a_copy_is_not_compiled_and_the_model_stays_so(model, tuned):
+    copy = interpolate(model, 0.5, copy=True)
+    assert not copy.compiled
+    assert getattr(copy, "optimizer", None) is None
+    assert model.compiled
+    with pytest.raises(ValueError, match="compile"):
+        copy.fit(*networks.data(), verbose=0)
+    copy.compile("sgd", "mse")
+    networks.fit(copy, 1)
+
+
+def test_a_copy_needs_nothing_of_what_the_model_was_compiled_with():
+    """A rate of one's own cannot be written to a config."""
+    model = trained(
+        DualOpt(
+            lambda: networks.RATE,
+            reference_learning_rate=networks.RATE,
+            **networks.FINETUNE,
+        )
+    )
+    assert not interpolate(model, 0.5, copy=True).compiled
+    assert model.compiled
+
+
+@keras.saving.register_keras_serializable(package="test_review")
+class Labelled(keras.Model):
+    """A functional model with arguments of its own, like KerasHub's tasks."""
+
+    def __init__(self, width, label, **kwargs):
+        inputs = keras.Input((3,))
+        hidden = keras.layers.Dense(width, name="body")(inputs)
+        outputs = keras.layers.Dense(2, name="head")(hidden)
+        super().__init__(inputs, outputs, **kwargs)
+        self.width, self.label = width, label
+        self.compile("sgd", "mse")
+
+    def get_config(self):
+        return {"width": self.width, "label": self.label, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def test_a_copy_is_of_the_same_class():
+    model = Labelled(4, "birds")
+    model.compile(DualOpt(networks.RATE), "mse")
+    networks.fit(model, 2)
+    copy = interpolate(model, 0.0, copy=True)
+    assert type(copy) is Labelled
+    assert copy.label == "birds"
+    assert not copy.compiled
+    networks.assert_same(
+        networks.arrays(copy.weights[:2]),
+        networks.arrays(model.optimizer.anchors[:2]),
+    )
+
+
+def fit_elsewhere(model):
+    networks.fit(model, 1)
+
+
+def fit_anew(model):
+    model.compile("sgd", "mse")
+    networks.fit(model, 1)
+
+
+@pytest.mark.parametrize("train", [fit_elsewhere, fit_anew])
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_training_inside_of_the_loop_is_an_error_in_the_next_step(train, at):
+    model = trained()
+    tuned = networks.arrays(model.weights)
+
+    def walk():
+        for fraction in review(model, 2):
+            if fraction == at:
+                train(model)
+
+    with pytest.raises(ValueError, match="interpolate"):
+        walk()
+    found = networks.arrays(model.weights)
+    networks.assert_same(found[:-HEAD], tuned[:-HEAD])
+    assert (found[-1] != tuned[-1]).any()
+
+
+def test_training_before_the_loop_is_left_is_said():
+    model = trained()
+    tuned = networks.arrays(model.weights)
+    walk = review(model, 2)
+    next(walk)
+    networks.fit(model, 1)
+    with pytest.warns(UserWarning, match="interpolate"):
+        walk.close()
+    networks.assert_same(networks.arrays(model.weights)[:-HEAD], tuned[:-HEAD])
+
+
+def test_compiling_inside_of_the_loop_is_not_training():
+    model = trained()
+    for _ in review(model, 2):
+        model.compile("sgd", "mse", metrics=["mae"])
+        model.evaluate(*networks.data(), verbose=0)
+
+
+@pytest.mark.parametrize("walk", [interpolate, review])
+def test_the_way_back_to_layers_that_look_new_names_them(walk):
+    model = with_zeros(5)
+    with pytest.warns(UserWarning, match=r"(?s)dense_2.*bind.*head") as caught:
+        walk(model, 0.5 if walk is interpolate else 2)
+    (text,) = networks.told(caught)
+    assert "dense_1" not in text
+
+
+def with_zeros(*numbers, size=0.0):
+    """Return a model some of whose weights are zeros, before training."""
+    start = networks.weights()
+    for number in numbers:
+        start[number] = np.full_like(start[number], size)
+    model = networks.compiled(DualOpt(0.1, **networks.FINETUNE), start)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize(
+    "zeros", [[1, 3, 5], [7], [3], []], ids=["all", "head", "inside", "none"]
+)
+def test_the_way_back_to_what_tells_nothing_is_silent(zeros):
+    """Warnings are errors here."""
+    interpolate(with_zeros(*zeros), 0.5)
+
+
+def test_biases_that_start_beside_zero_tell_nothing():
+    model = with_zeros(1, 3, size=1e-6)
+    model.layers[2].bias.assign(np.zeros(4))
+    interpolate(model, 0.5)

@@ -3,16 +3,21 @@
 import collections
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_dualopt.caller import stacklevel
+
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
 _EPOCH, _ITERATIONS = "dualopt_epoch", "dualopt_iterations"
 _OPTIMIZER, _EARLIER_FITS = "dualopt_optimizer", "dualopt_earlier_fits"
+# The learning rate with which the first of these runs began.
+_RATE = "dualopt_learning_rate"
 # How many fits of this process have ended and removed their file, by path: a
 # script that is started again passes its fits in the same order.
 _ended: collections.Counter[Path] = collections.Counter()
@@ -25,7 +30,8 @@ class AtomicBackup(keras.callbacks.Callback):
     killed left its file, weights, optimizer (θ₀, averages, counters, η) and
     epoch are read from it, and `fit` goes on with the epoch that follows. Start
     the same script again after a crash; that is all. Works with any optimizer.
-    η is state: the file's learning rate replaces the one in the script.
+    η is state: the file's learning rate replaces the one in the script, and a
+    warning says so where the script's has changed since.
 
     It takes the place of `keras.callbacks.BackupAndRestore`, which writes two
     files over the old ones, with `double_checkpoint=True` as well: a kill
@@ -88,17 +94,19 @@ class AtomicBackup(keras.callbacks.Callback):
         self._every = every
         self._keep = keep
         self._trained = self._written = 0
+        self._rate: float | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Read what a run that was killed has left."""
         self._trained = self._written = 0
         # A start that failed after this callback has left it.
         self.model._initial_epoch = None
+        optimizer = self.model.optimizer
+        self._rate = _rate(optimizer)
         if not self._path.exists():
             return
         with self._naming_damage():
             epoch, iterations = self._read_progress()
-        optimizer = self.model.optimizer
         if not self.model.built:
             raise ValueError(
                 "Expected: a built model, to read the backup into. Received: "
@@ -118,6 +126,7 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"{_name(optimizer)}. The file is damaged, or was written with "
                 "other arguments of the optimizer."
             )
+        self._compare_rates()
         # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
         self.model._initial_epoch = epoch
 
@@ -176,6 +185,27 @@ class AtomicBackup(keras.callbacks.Callback):
             )
         return int(epoch), int(iterations)
 
+    def _compare_rates(self) -> None:
+        """Say that a learning rate changed in the script is not used."""
+        import h5py
+
+        with h5py.File(self._path, "r") as file:
+            first = file.attrs.get(_RATE)
+        if first is None or self._rate is None:
+            return
+        given, self._rate = self._rate, float(first)
+        if given != self._rate:
+            present = _rate(self.model.optimizer)
+            warnings.warn(
+                f"The backup {os.fspath(self._path)!r} goes on at its own "
+                f"learning rate, {present:.6g}; the {given:.6g} of this script "
+                f"is not used (the run began at {self._rate:.6g}). To change "
+                "the rate of a run, set `optimizer.learning_rate` in a "
+                "callback listed after AtomicBackup; to begin anew, choose "
+                "another path.",
+                stacklevel=stacklevel(),
+            )
+
     @contextlib.contextmanager
     def _naming_damage(self) -> Iterator[None]:
         try:
@@ -200,6 +230,8 @@ class AtomicBackup(keras.callbacks.Callback):
             file.attrs[_ITERATIONS] = _iterations(self.model.optimizer)
             file.attrs[_OPTIMIZER] = _name(self.model.optimizer)
             file.attrs[_EARLIER_FITS] = _ended[self._path.resolve()]
+            if self._rate is not None:
+                file.attrs[_RATE] = self._rate
         with open(self._part, "rb+") as written:
             # The name must not reach the disk before what it stands for.
             os.fsync(written.fileno())
@@ -211,6 +243,14 @@ class AtomicBackup(keras.callbacks.Callback):
 def _iterations(optimizer: Any) -> int:
     # `int` refuses a variable that MirroredStrategy has on every device.
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+
+def _rate(optimizer: Any) -> float | None:
+    """Return a learning rate that is a number; `None`: a schedule."""
+    rate = getattr(optimizer, "learning_rate", None)
+    if not isinstance(rate, keras.Variable):
+        return None
+    return float(keras.ops.convert_to_numpy(rate))
 
 
 def _name(optimizer: Any) -> str:

@@ -68,7 +68,8 @@ class Drift(keras.callbacks.Callback):
     Inside of a `MultiOptimizer` it watches the weights of its only DualOpt.
 
     Raises:
-        ValueError: If `every` < 1, or the model is not compiled with DualOpt.
+        ValueError: If `every` < 1, `file` has another ending, or the model is
+            not compiled with DualOpt.
 
     Example:
     >>> drift = Drift(every=50)
@@ -84,6 +85,12 @@ class Drift(keras.callbacks.Callback):
             raise ValueError(
                 "Expected: `every` to be a whole number of steps ≥ 1. "
                 f"Received: {every!r}."
+            )
+        if file is not None and not os.fspath(file).endswith(".npz"):
+            raise ValueError(
+                "`file` must end in '.npz', which is what is written. "
+                f"Received: {os.fspath(file)!r}. For a table of the epochs' "
+                "numbers list `keras.callbacks.CSVLogger` after `Drift`."
             )
         self.every = every
         self.file = file

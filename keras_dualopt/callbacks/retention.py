@@ -54,7 +54,8 @@ class Retention(keras.callbacks.Callback):
     Memory: with `keep_best`, one copy of the weights in main memory.
 
     Raises:
-        ValueError: If `patience` or `keep_best` has no `rule`.
+        ValueError: If `patience` or `keep_best` has no `rule`; at the start of
+            `fit`, if `model` shares no weight with the one that is trained.
         TypeError: If the rule, the data or the model is of another kind.
 
     Example:
@@ -82,7 +83,7 @@ class Retention(keras.callbacks.Callback):
                 "Expected: a `rule` that says which epoch is the best. "
                 f"Received: None, with patience={patience!r} and keep_best="
                 f"{keep_best!r}. Such as rule={{'val_accuracy': 1.0, "
-                "'kept_accuracy': 1.0}}."
+                "'kept_accuracy': 1.0}."
             )
         if patience is not None and (
             isinstance(patience, bool)
@@ -111,6 +112,7 @@ class Retention(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Evaluate the old task before anything is forgotten."""
         self._reset()
+        self._check_shared()
         self.before = self._kept()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -138,6 +140,19 @@ class Retention(keras.callbacks.Callback):
             for weight, value in zip(self._weights(), self._best_weights):
                 engine.copy_value(weight, keras.ops.convert_to_tensor(value))
         self._best_weights = []
+
+    def _check_shared(self) -> None:
+        other = self._evaluated
+        if other is None or not other.weights:
+            return
+        trained = {id(weight) for weight in self.model.weights}
+        if not any(id(weight) in trained for weight in other.weights):
+            raise ValueError(
+                "`model` must share weights with the model that is trained, "
+                f"{self.model.name!r}; what {other.name!r} keeps would never "
+                f"change. Received: {other.name!r}, which shares none of its "
+                f"{len(other.weights)}. Build it of the same layers."
+            )
 
     def _weights(self) -> list[keras.Variable]:
         weights: list[keras.Variable] = self.model.weights

@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from keras_hub import models as hub
@@ -20,7 +21,7 @@ X = np.random.default_rng(0).random((8, 8, 8, 3)).astype("float32")
 Y = np.arange(8) % 2
 
 
-def task():
+def task(preprocessor=None):
     model = hub.ViTImageClassifier(
         backbone=hub.ViTBackbone(
             image_shape=(8, 8, 3),
@@ -31,7 +32,7 @@ def task():
             mlp_dim=8,
         ),
         num_classes=2,
-        preprocessor=None,
+        preprocessor=preprocessor,
     )
     return compiled(model)
 
@@ -134,6 +135,26 @@ def test_the_way_back_ends_at_the_pretrained_backbone(tuned, pretrained):
     ):
         wanted = start if id(weight) in body else now
         np.testing.assert_array_equal(end, wanted)
+
+
+def test_a_copy_of_a_task_is_a_task_with_its_preprocessor():
+    converter = hub.ViTImageClassifierPreprocessor(
+        image_converter=keras_hub.layers.ViTImageConverter(
+            image_size=(8, 8), scale=2.0
+        )
+    )
+    model = task(preprocessor=converter)
+    fit(model, epochs=1)
+    copy = interpolate(model, 1.0, copy=True)
+    assert type(copy) is hub.ViTImageClassifier
+    assert type(copy.preprocessor) is hub.ViTImageClassifierPreprocessor
+    assert not copy.compiled
+    assert_same(copy, arrays(model.weights))
+    np.testing.assert_allclose(
+        compiled(copy).predict(X, verbose=0),
+        model.predict(X, verbose=0),
+        atol=1e-6,
+    )
 
 
 def test_a_task_is_shipped_without_anchors(tuned, tmp_path):
