@@ -59,7 +59,7 @@ def save_without_anchors(
     if optimizer.mode != "finetune":
         raise ValueError(
             "`save_without_anchors` needs fine-tune mode. Received: scratch "
-            "mode, where there are no anchors. Call `model.save(path)`."
+            "mode, where there are no anchors. Call `model.save`."
         )
     settle(model)
     with _without_anchors(model.optimizer, optimizer):

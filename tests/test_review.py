@@ -352,7 +352,7 @@ def test_a_weight_without_a_value_is_an_error_at_once():
     [
         (keras.optimizers.Adam, "one compiled with Adam"),
         (lambda: DualOpt(0.1, mode="scratch"), "scratch mode.*`source=`"),
-        (lambda: DualOpt(0.1), "has not seen its variables"),
+        (lambda: DualOpt(0.1), "has no anchors yet"),
     ],
 )
 def test_a_model_without_anchors_is_an_error(optimizer, match):
