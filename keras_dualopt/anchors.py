@@ -100,6 +100,15 @@ class Anchors:
         if not any(value is None for value in values):
             self._check_fits(values)
             look(values)
+        elif any(
+            row.anchor is not None and row.anchor.dtype != row.variable.dtype
+            for row in self.anchored
+        ):
+            raise ValueError(
+                "`anchor_dtype` needs the weights at hand to prove that it "
+                "holds θ₀ exactly. Received: weights that are spread over "
+                "other processes. Pass `anchor_dtype=None`."
+            )
 
     def _check_fits(self, values: Sequence[Any]) -> None:
         """Prove that the anchors' dtype holds the values exactly."""

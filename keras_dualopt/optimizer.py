@@ -1108,7 +1108,9 @@ def _is_not(digest: int, value: Any) -> bool:
 
 
 def _note(row: Row, moved: Callable[[Any], bool]) -> None:
-    _left[id(row.variable)] = (weakref.ref(row.variable), moved)
+    key = id(row.variable)
+    gone = weakref.ref(row.variable, lambda _: _left.pop(key, None))
+    _left[key] = (gone, moved)
 
 
 def _was_left(row: Row, value: Any) -> bool:
