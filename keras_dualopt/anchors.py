@@ -99,6 +99,7 @@ class Anchors:
         values = [engine.concrete(row.variable) for row in self.anchored]
         if not any(value is None for value in values):
             self._check_fits(values)
+            self._check_sizes(values)
             look(values)
         elif any(
             row.anchor is not None and row.anchor.dtype != row.variable.dtype
@@ -115,6 +116,14 @@ class Anchors:
         for row, value in zip(self.anchored, values, strict=True):
             assert row.anchor is not None
             check_exact(value, row.anchor.dtype, row)
+
+    def _check_sizes(self, values: Sequence[Any]) -> None:
+        """Refuse to measure a distance in weights that are all 0."""
+        if self.units is not None and not any(np.any(v) for v in values):
+            raise ValueError(
+                "`reach` as a share is measured in the size of θ₀, which is 0 "
+                "in every weight to be trained. Give `reach` as a distance."
+            )
 
     def capture(self, strategy: Any) -> None:
         """Take θ₀, before a step moves anything, if it is the first."""
@@ -190,6 +199,7 @@ class Anchors:
         for row, value in zip(self.rows, values, strict=True):
             if row.anchor is not None:
                 check_exact(np.asarray(value), row.anchor.dtype, row)
+        self._check_sizes([value for value in values if value is not None])
         for row, value in zip(self.rows, values, strict=True):
             if row.anchor is not None:
                 engine.copy_value(
@@ -202,6 +212,8 @@ class Anchors:
 
     def drop(self) -> None:
         """Free the memory of θ₀."""
+        if not self.dropped:
+            self.refresh()  # What was measured in it stays.
         for row in self.anchored:
             if row.anchor is not None:
                 self._remove(row.anchor)

@@ -24,7 +24,7 @@ from keras_dualopt.plan import Row
 
 _MANIFEST = "dualopt"
 _FLAG = "anchors_taken"
-# θ₀'s sizes: made anew from the anchors where a file lacks them.
+# θ₀'s sizes: measured anew in the anchors where a file's are others'.
 _DERIVED = ("reach_units",)
 _FORMAT = 2
 _CHECKSUM_BYTES = 4
@@ -111,11 +111,16 @@ def match(
     manifest, arrays = state["manifest"], state["arrays"]
     _match_settings(settings, manifest["settings"])
     order = _match_owners(table.rows, manifest["owners"])
+    # Sizes of layers are numbered by depth, which may be another here.
+    same_units = all(
+        manifest["owners"][place].get("unit") == row.unit
+        for place, row in zip(order, table.rows, strict=True)
+    )
     pairs: list[tuple[keras.Variable, Any]] = []
     for name, variable in table.scalars.items():
         if name == "learning_rate" and name not in arrays:
             continue  # The file's rate was a schedule, this one is a number.
-        if name in _DERIVED and name not in arrays:
+        if name in _DERIVED and not (name in arrays and same_units):
             continue
         if name not in arrays:
             raise ValueError(
@@ -248,6 +253,7 @@ def write(
                 "key": row.key,
                 "path": row.path,
                 "shape": tuple(row.variable.shape),
+                **({} if row.unit is None else {"unit": row.unit}),
             }
             for row in table.rows
         ],
@@ -263,11 +269,19 @@ def write(
     _write_manifest(manifest, store)
 
 
-def rewrite(state: Mapping[str, Any], store: Any) -> None:
-    """Write a state that was read, unchanged."""
-    for key, array in state["arrays"].items():
+def rewrite(
+    state: Mapping[str, Any], store: Any, learning_rate: float | None = None
+) -> None:
+    """Write a state that was read, with a rate that was assigned since."""
+    manifest, arrays = state["manifest"], dict(state["arrays"])
+    if learning_rate is not None and "learning_rate" in arrays:
+        rate = np.full_like(arrays["learning_rate"], learning_rate)
+        arrays["learning_rate"] = rate
+        checksums = {**manifest["checksums"], "learning_rate": _checksum(rate)}
+        manifest = {**manifest, "checksums": checksums}
+    for key, array in arrays.items():
         store[key] = array
-    _write_manifest(state["manifest"], store)
+    _write_manifest(manifest, store)
 
 
 def _write_manifest(manifest: Mapping[str, Any], store: Any) -> None:

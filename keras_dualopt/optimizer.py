@@ -123,10 +123,12 @@ class DualOpt(wrapping.WrappingOptimizer):
     that it is exactly 0 and 1 at the ends; `reach` and `shallow_rate` are not
     in the papers.
 
-    With `reach` no weight is ever farther than c R from θ₀, at any learning
-    rate and after any number of steps, where c bounds the base's steps: 1 for
-    Lion, in practice about 1 for Adam (`bases.accepted.step_bound` derives c).
-    A decoupled decay λ of the base's own adds λ |θ₀| to c, weight by weight.
+    With `reach` no weight that starts within c R of θ₀, as all do whose θ₀ was
+    taken at the first step, is ever farther, at any learning rate and after any
+    number of steps, where c bounds the base's steps: 1 for Lion, in practice
+    about 1 for Adam (`bases.accepted.step_bound` derives c). A decoupled decay
+    λ of the base's own adds λ |θ₀| to c, weight by weight. Of LoRA's factors b
+    alone is held, so that their product has no bound.
 
     The model is found by itself in `fit`, `train_on_batch` and in a loop of
     one's own that has the model at hand; `bind` names it explicitly.
@@ -363,14 +365,17 @@ class DualOpt(wrapping.WrappingOptimizer):
                 "the anchors, and compile again."
             )
         values = {**vars(self.settings), name: value}
-        if name == "reach" and self.reach is None:
-            values.update(rollback=None, rollback_min=None)
+        if name == "reach":
+            if self.reach is None:
+                values.update(rollback=None, rollback_min=None)
+            elif self.reach_max == Settings(reach=self.reach).reach_max:
+                values["reach_max"] = None  # It was not said.
         elif name == "rollback" and self.reach is not None:
             values.update(reach=None, reach_max=None)
         settings = Settings(**values)
         if settings.reach is not None:
             accepted.step_bound(self._holder.base)
-            self._reference = None
+            self._reference, self._reference_given = None, False
         elif self._reference is None and settings.mode == "finetune":
             self._reference = reference_rate(settings, None, self._rate())
         self._settings = settings
@@ -436,6 +441,12 @@ class DualOpt(wrapping.WrappingOptimizer):
         )
         if not aliases:
             self._names = names_of(model)
+        engine.check_engine(
+            model,
+            variables,
+            self.strategy,
+            bool(self.gradient_accumulation_steps),
+        )
         accepted.warn_if_narrow(self._holder.base, variables)
         self._parts = _Parts(depth, rows)
         if model is not None:
@@ -838,6 +849,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             depth=depth,
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,
+            reference_given=self._reference_given,
         )
         if self._names and (self.exclude or isinstance(depth, list)):
             # Patterns speak of paths, and a reloaded model may lose a prefix.
@@ -875,23 +887,29 @@ class DualOpt(wrapping.WrappingOptimizer):
             )
         config.pop("decided", None)  # Of version 0.1.
         names = config.pop("names", None)
+        given = config.pop(
+            "reference_given", config.get("reference_learning_rate") is not None
+        )
         optimizer: DualOpt = super().from_config(
             config, custom_objects=custom_objects
         )
         optimizer._names = names
+        optimizer._reference_given = given
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, each entry by what it is and which weight it has."""
         if self._parts is None:
-            if self._pending.source is not None:
+            if self._pending.has_source:
                 raise ValueError(
                     "The anchors given to `anchor_at` cannot be saved before "
                     "the optimizer has seen its variables. Call "
                     "`optimizer.build(model.trainable_variables)` first."
                 )
             if self._pending.state is not None:
-                checkpoint.rewrite(self._pending.state, store)
+                checkpoint.rewrite(
+                    self._pending.state, store, self._pending.learning_rate
+                )
             return
         self.settle()
         anchors = self._parts.anchors
@@ -967,7 +985,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         if flag == TAKEN:
             # The weights may be read after this: any but θ₀ were moved.
             for row in _watched(anchors.anchored):
-                digest = _digest(engine.concrete(row.anchor))
+                anchor = np.asarray(engine.concrete(row.anchor))
+                digest = _digest(anchor.astype(row.variable.dtype))
                 _note(row, functools.partial(_is_not, digest))
         if rate is not None and self.learning_rate_is_variable():
             self.learning_rate = rate  # Assigned after the file was read.
@@ -975,7 +994,9 @@ class DualOpt(wrapping.WrappingOptimizer):
     def _restore_reference(self, found: dict[str, Any]) -> None:
         """Take η over where the learning rate was, so that ρ is as before."""
         reference = found["manifest"]["settings"].get("reference")
-        if None in (reference, self._reference) or reference == self._reference:
+        if self._reference_given or None in (reference, self._reference):
+            return
+        if reference == self._reference:
             return
         if "learning_rate" not in found["arrays"] or not (
             self.learning_rate_is_variable()

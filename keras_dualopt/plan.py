@@ -281,12 +281,13 @@ def _excluded(
 
 def _measure_in_layers(rows: Sequence[Row]) -> None:
     """Number the layers whose size R is a share of, shallowest first."""
-    if any(r.pulled for r in rows) and not any(r.anchored for r in rows):
-        raise ValueError(
-            "`reach` as a share is measured in the size of θ₀, and none of "
-            "the weights to be trained has one (LoRA's factors start at 0). "
-            "Give `reach` as a distance."
-        )
+    for row in rows:
+        if row.pulled and row.role == "zero":
+            raise ValueError(
+                "`reach` as a share is measured in the size of θ₀, and "
+                f"{row.path!r} has none: LoRA's factors start at 0. Give "
+                "`reach` as a distance."
+            )
     sized = [layer for layer in layers_of(rows) if _has_size(layer)]
     for unit, layer in enumerate(sized):
         for row in layer:
@@ -320,8 +321,8 @@ def _check_something_is_pretrained(
         ):
             warnings.warn(
                 "`exclude` names every pretrained weight that is trained: "
-                "nothing is pulled. Give narrower patterns, or pass "
-                "`rollback=0.0` if that is meant.",
+                "nothing is pulled. Give narrower patterns; weights that "
+                "are to stay as they are can be frozen.",
                 stacklevel=stacklevel(),
             )
         return

@@ -85,10 +85,10 @@ def reach_at(
     share: float = min(max(1.0 - relative, 0.0), 1.0) ** power
     if share == 0.0 or reach == reach_max:
         return reach_max
-    if reach == 0.0:
-        return 0.0
-    floor = 1.0 / reach_max
-    return 1.0 / (floor + share * (1.0 / reach - floor))
+    if share == 1.0:
+        return reach
+    ratio = reach / reach_max
+    return reach / (ratio + share * (1.0 - ratio))
 
 
 def compute_dtype(dtype: str) -> str:

@@ -293,6 +293,8 @@ def _distance(name: str, value: Any) -> tuple[float, bool]:
             f"`{name}` must be a distance ≥ 0, or a share of the weights' size "
             f"such as '20%'. Received: {name}={value!r}."
         )
+    if number > float(np.finfo("float32").max):
+        number = math.inf
     return float(number), relative
 
 

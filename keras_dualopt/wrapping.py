@@ -172,12 +172,6 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             self._check_unbuilt()
             self._refused = True
             self.decide(variables)
-            engine.check_engine(
-                self._model_reference(),
-                variables,
-                self.strategy,
-                bool(self.gradient_accumulation_steps),
-            )
             super().build([*variables])
             self.add_state(variables)
             self._build_base(variables)

@@ -500,3 +500,55 @@ def test_config_brings_everything_back():
     assert again.shallow_rate == 0.3
     assert again.get_config() == made.get_config()
     assert "reach='20%'" in repr(again)
+
+
+def test_sizes_belong_to_layers_and_not_to_their_numbers(tmp_path):
+    """Read where the depths are others, they are measured anew."""
+    path = tmp_path / "run.weights.h5"
+
+    def model_of(depth):
+        model = networks.network(networks.weights())
+        model.compile(DualOpt(0.01, reach="10%", depth=depth), "mse")
+        return model
+
+    first = {".*dense_0/.*": 0.0, ".*dense_1/.*": 0.5, ".*": 1.0}
+    turned = {".*dense_0/.*": 1.0, ".*dense_1/.*": 0.5, ".*": 0.0}
+    model = model_of(first)
+    networks.fit(model, 1)
+    model.save_weights(path)
+    other = model_of(turned)
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(path)
+
+    def size(optimizer):
+        level = optimizer.pull.levels[0]
+        return optimizer.pull.distance(level) / level.amount
+
+    assert size(other.optimizer) == pytest.approx(size(model.optimizer), 1e-5)
+
+
+def test_a_share_of_nothing_is_refused():
+    model = networks.network([0.0 * w for w in networks.weights()])
+    model.compile(DualOpt(0.01, reach="10%").bind(model, head=()), "mse")
+    with pytest.raises(ValueError, match="which is 0 in every weight"):
+        networks.fit(model, 1)
+
+
+def test_a_default_follows_what_it_is_the_default_of():
+    optimizer = DualOpt(reach=0.05)
+    optimizer.reach = 0.01
+    assert optimizer.reach_max == pytest.approx(0.03)
+    optimizer.reach = "20%"
+    assert optimizer.reach_max == "60%"
+    optimizer.reach = None
+    assert (optimizer.rollback, optimizer.reach) == (0.01, None)
+    optimizer.learning_rate = 0.3
+    assert optimizer.reference_learning_rate == 0.3
+
+
+def test_a_derived_reference_is_derived_after_a_reload_too(tmp_path):
+    model = networks.compiled(DualOpt(1e-4, rollback=0.05), networks.weights())
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    again.optimizer.learning_rate = 1e-2
+    assert again.optimizer.reference_learning_rate == 1e-2

@@ -509,7 +509,10 @@ def _device_ratio(pull: Any, level: Any, rate: torch.Tensor) -> torch.Tensor:
     if level.unit is not None:
         amount = pull.units.value[level.unit].to(rate.device) * amount
     if not pull.reach:
-        share = (rate / pull.reference).clamp_min(0.0)
+        # By a tensor: a number's reciprocal would be multiplied with on a
+        # GPU, and η/η would not be 1.
+        whole = torch.full_like(rate, pull.reference)
+        share = (rate / whole).clamp_min(0.0)
         return (share * amount).clamp_max(1.0)
     own = (rate * level.rate).clamp_min(0.0)
     return own / (own + amount).clamp_min(torch.finfo(torch.float32).tiny)
