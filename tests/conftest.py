@@ -22,3 +22,25 @@ def seeded():
     import keras
 
     keras.utils.set_random_seed(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="one case of each test: every law, not every number",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--quick"):
+        return
+    chosen, others = {}, []
+    for item in items:
+        law = item.path, item.cls, getattr(item, "originalname", item.name)
+        if law in chosen:
+            others.append(item)
+        else:
+            chosen[law] = item
+    items[:] = chosen.values()
+    config.hook.pytest_deselected(items=others)
