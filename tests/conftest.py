@@ -24,11 +24,30 @@ def seeded():
     keras.utils.set_random_seed(1)
 
 
+# What `--quick` leaves out: programs that are started, and modules that
+# compile for most of their time. Their laws are held, with fewer numbers, by
+# tests that stay.
+SLOW = {
+    "test_across_backends": "compares three processes",
+    "test_benchmarks": "runs the benchmarks",
+    "test_crash": "kills processes",
+    "test_ddp": "starts processes",
+    "test_depth_tracing": "trains each network twice",
+    "test_distributed": "starts processes",
+    "test_engines": "starts processes",
+    "test_examples": "runs the examples",
+    "test_forgetting": "runs the benchmarks",
+    "test_resume": "starts processes",
+    "test_scale": "runs the benchmarks",
+    "test_walks": "walks at random",
+}
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--quick",
         action="store_true",
-        help="one case of each test: every law, not every number",
+        help="one case of each test, and none of the slow modules",
     )
 
 
@@ -38,7 +57,7 @@ def pytest_collection_modifyitems(config, items):
     chosen, others = {}, []
     for item in items:
         law = item.path, item.cls, getattr(item, "originalname", item.name)
-        if law in chosen:
+        if item.path.stem in SLOW or law in chosen:
             others.append(item)
         else:
             chosen[law] = item
