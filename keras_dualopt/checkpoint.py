@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_dualopt.anchors import TAKEN
+from keras_dualopt.anchors import TAKEN, check_exact
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row
 
@@ -143,6 +143,8 @@ def match(
             if slot is not None:
                 label = f"{name} of {row.path}"
                 array = arrays[f"{name}.{place}"]
+                if name == "anchors":
+                    check_exact(array, slot.dtype, row)
                 pairs.append((slot, _fitting(label, slot, array)))
     unknown = [n for n in manifest["slots"] if n not in table.slots]
     if unknown:

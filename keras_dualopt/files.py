@@ -56,7 +56,11 @@ def save_without_anchors(
     """
     kind = _kind(path)
     optimizer = optimizer_of(model)
-    optimizer._only_in_finetune("save_without_anchors")
+    if optimizer.mode != "finetune":
+        raise ValueError(
+            "`save_without_anchors` needs fine-tune mode. Received: scratch "
+            "mode, where there are no anchors. Call `model.save`."
+        )
     settle(model)
     with _without_anchors(model.optimizer, optimizer):
         if kind == _KERAS:

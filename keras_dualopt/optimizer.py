@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import numbers
+import sys
 import warnings
 import weakref
 import zlib
@@ -43,6 +44,7 @@ from keras_dualopt.settings import (
     Reach,
     Settings,
     check_learning_rate,
+    peak_learning_rate,
     reference_rate,
 )
 from keras_dualopt.summary import summary_table
@@ -58,6 +60,7 @@ class _Parts:
         self.rows = rows
         self.anchors: Any = None
         self.pull: Any = None
+        self.looked = False
         # Some weights as `fit` left them: (row, value, distance from θ₀).
         self.left: list[tuple[Row, Any, float]] = []
 
@@ -290,9 +293,19 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
+        follows = not isinstance(learning_rate, keras.Variable)
+        peak = self._peak_of(learning_rate) if follows else None
         self.set_learning_rate(learning_rate)
+        if peak is not None:
+            self._follow_rate(peak)
+
+    def _peak_of(self, learning_rate: Any) -> float | None:
+        """Return the highest rate there will be, where the pull needs it."""
         if isinstance(learning_rate, numbers.Real):
-            self._follow_rate(float(learning_rate))
+            return float(learning_rate)
+        if self._reference is None or self._reference_given:
+            return None
+        return peak_learning_rate(learning_rate)
 
     def _follow_rate(self, rate: float) -> None:
         """Let η follow a rate given before the first step; warn of a later."""
@@ -563,6 +576,9 @@ class DualOpt(wrapping.WrappingOptimizer):
                     "The pretrained weights must be finite. Received: NaN or "
                     f"infinity in {row.path!r}. Load the weights again."
                 )
+        if parts.looked:
+            return  # A step is traced more than once.
+        parts.looked = True
         layers = layers_of(parts.rows)
         head = [layer[0].layer for layer in layers if layer[0].relative is None]
         count = sum(any(row.anchored for row in layer) for layer in layers)
@@ -601,7 +617,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         """At the end of `fit`: averages into the model, and a last look."""
         super().finalize_variable_values(var_list)
         model = training_model()
-        if model is not None and not self.trains(var_list, model):
+        # JAX' `fit` comes here after an error, too, which has said it then.
+        failed = sys.exc_info()[0] is not None
+        if not (failed or model is None or self.trains(var_list, model)):
             # TensorFlow has compiled the step and went on with the old list.
             warnings.warn(
                 "Layers were frozen or unfrozen without a new `compile`, and "
@@ -710,6 +728,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._stage_is_meant = True
         if self._parts is not None:
             self._move_anchors(source)
+            self._parts.left = []
         elif source is not None or self._pending.state is not None:
             self._pending.source, self._pending.has_source = source, True
         else:
@@ -724,7 +743,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         values = sources.values_from(source, model, parts.rows)
         carried = sources.carried_from(source, model, parts.rows)
         dropped = parts.anchors.dropped
-        parts.anchors.revive()
+        self._revive()
         try:
             parts.anchors.move_to(values, carried)
         except ValueError:
@@ -733,6 +752,12 @@ class DualOpt(wrapping.WrappingOptimizer):
             raise
         if dropped:
             self._remake_pull()
+
+    def _revive(self) -> None:
+        anchors = self._built("anchors").anchors
+        if anchors.dropped:
+            anchors.revive()
+            self.track_base()  # Behind them, as in `build`.
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
@@ -907,7 +932,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         flag = checkpoint.flag_of(found)
         revived = flag != DROPPED and anchors.dropped
         if revived:
-            anchors.revive()
+            self._revive()
         try:
             pairs = checkpoint.match(self._table(), found, self._labels())
         except ValueError:

@@ -215,9 +215,22 @@ def aliases_of(
     keys = place_keys(model, known)
     paths = [variable.path for variable in known]
     old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]
-    if {*old} == {*paths} or not all(map(_alike, old, paths)):
+    ends = [_ends(*pair) for pair in zip(old, paths, strict=True)]
+    before, now = zip(*ends, strict=True)
+    # The same names in other places are names that a person gave.
+    exchanged = before != now and {*before} == {*now}
+    if old == paths or exchanged or not all(map(_alike, old, paths)):
         return {}
     return {id(variable): path for variable, path in zip(known, old)}
+
+
+def _ends(one: str, other: str) -> tuple[str, str]:
+    """Return two paths without what only one model puts before them."""
+    first, second = one.split("/"), other.split("/")
+    length = min(len(first), len(second))
+    if len(first) == len(second) > 1:
+        length -= 1
+    return "/".join(first[-length:]), "/".join(second[-length:])
 
 
 def _alike(one: str, other: str) -> bool:

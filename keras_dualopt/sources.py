@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_dualopt.depth import place_keys
+from keras_dualopt.depth.keras_hooks import nested_models
 from keras_dualopt.plan import Row
 
 
@@ -193,11 +194,7 @@ def _values_of_model(
 def _counterpart(source: keras.Model, model: keras.Model) -> keras.Model:
     """Return the part of `model` that `source` stands for."""
     shapes = sorted(tuple(weight.shape) for weight in source.weights)
-    parts = [model]
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.Model):
-            parts.append(layer)
-    for part in parts:
+    for part in (model, *nested_models(model)):
         if sorted(tuple(weight.shape) for weight in part.weights) == shapes:
             return part
     return model

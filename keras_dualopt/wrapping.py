@@ -92,7 +92,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     @abc.abstractmethod
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
-        """Create state beside the base's, which is there already."""
+        """Create state beside the base's, which comes after it."""
 
     @abc.abstractmethod
     def resume(self) -> None:
@@ -172,9 +172,15 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             self._check_unbuilt()
             self._refused = True
             self.decide(variables)
+            engine.check_engine(
+                self._model_reference(),
+                variables,
+                self.strategy,
+                bool(self.gradient_accumulation_steps),
+            )
             super().build([*variables])
-            self._build_base(variables)
             self.add_state(variables)
+            self._build_base(variables)
             self._refused = False
             self.resume()
 
@@ -195,10 +201,19 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         # After the build: the base must not make accumulators of its own, but
         # its `iterations` must count real updates as ours does.
         base.gradient_accumulation_steps = self.gradient_accumulation_steps
-        known = {id(variable) for variable in self._variables}
-        for variable in _state_of(base):
-            if id(variable) not in known:
-                known.add(id(variable))
+        self.track_base()
+
+    def track_base(self) -> None:
+        """Track the base's state, behind everything else.
+
+        The order is part of the file's format: LossScaleOptimizer saves
+        variables by number.
+        """
+        shared = {id(variable) for variable in self.clock.values()}
+        state = {id(v): v for v in _state_of(self._holder.base)}
+        for key, variable in state.items():
+            if key not in shared:
+                self._untrack_variable(variable)
                 self._track_variable(variable)
 
     def add_like(self, variable: keras.Variable, dtype: str | None) -> Any:

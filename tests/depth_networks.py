@@ -182,7 +182,7 @@ def wrappers():
     )
     outputs = layers.LSTM(4, return_sequences=True, name="b")(outputs)
     outputs = layers.Bidirectional(
-        layers.GRU(2, return_sequences=True), name="c"
+        layers.GRU(2, return_sequences=True, name="rnn"), name="c"
     )(outputs)
     cells = [layers.SimpleRNNCell(3, name=f"cell_{i}") for i in range(2)]
     outputs = layers.RNN(layers.StackedRNNCells(cells), name="d")(outputs)
@@ -297,4 +297,146 @@ def same_paths():
     model = keras.Model(inputs, second(first(inputs)))
     paths = [weight.path for weight in model.weights]
     assert len(set(paths)) < len(paths)
+    return model
+
+
+class Towers(keras.Model):
+    """Two towers in one subclassed model: called one after the other."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.left = [layers.Dense(4, name=f"left_{i}") for i in range(3)]
+        self.right = [layers.Dense(4, name=f"right_{i}") for i in range(3)]
+        self.head = layers.Dense(2, name="head")
+
+    def call(self, inputs):
+        left = right = inputs
+        for layer in self.left:
+            left = layer(left)
+        for layer in self.right:
+            right = layer(right)
+        return self.head(keras.ops.concatenate([left, right], axis=-1))
+
+
+def subclassed_towers():
+    model = Towers(name="net")
+    model(np.zeros((2, 8), "float32"))
+    return model
+
+
+class Inception(layers.Layer):
+    """Three branches of different lengths and a shortcut, all opaque."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        for name in ("one", "two_a", "two_b", "shortcut"):
+            setattr(self, name, layers.Dense(4, name=name))
+        self.gate = layers.Dense(1, name="gate")
+
+    def build(self, shape):
+        for layer in (self.one, self.two_a, self.shortcut, self.gate):
+            layer.build(shape)
+        self.two_b.build((*shape[:-1], 4))
+
+    def call(self, inputs):
+        weight = keras.ops.sigmoid(self.gate(inputs))
+        one = keras.ops.relu(self.one(inputs))
+        two = self.two_b(keras.ops.relu(self.two_a(inputs)))
+        return weight * one + (1 - weight) * two + self.shortcut(inputs)
+
+
+def inception():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    outputs = Inception(name="block")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
+class Joint(layers.Layer):
+    """Calls the parts of two other layers with something between."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.image = Encoder(1, name="image")
+        self.text = Encoder(1, name="text")
+
+    def build(self, shape):
+        self.image.build(shape)
+        self.text.build(shape)
+
+    def call(self, inputs):
+        image, text = self.image.blocks[0], self.text.blocks[0]
+        first = image.norm_1(inputs)
+        second = text.norm_1(inputs + 1.0)
+        both = keras.ops.concatenate([first, second], axis=1)
+        mixed = image.attention(both, both) + text.attention(both, both)
+        first = image.shrink(image.grow(image.norm_2(mixed)))
+        return first + text.shrink(text.grow(text.norm_2(mixed)))
+
+
+def joint():
+    inputs = layers.Input((5, 3))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    outputs = Joint(name="joint")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
+class Choice(layers.Layer):
+    """A condition: its two branches lie side by side."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.yes = layers.Dense(4, name="yes")
+        self.no = layers.Dense(4, name="no")
+
+    def build(self, shape):
+        self.yes.build(shape)
+        self.no.build(shape)
+
+    def call(self, inputs):
+        return keras.ops.cond(
+            keras.ops.sum(inputs) > 0,
+            lambda: self.yes(inputs),
+            lambda: self.no(inputs),
+        )
+
+
+def choice():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    outputs = Choice(name="choice")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
+class TwoInputs(keras.Model):
+    """Takes two tensors by position: Keras keeps the first one's shape."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.out = layers.Dense(2, name="end")
+        self.middle = layers.Dense(4, name="middle")
+        self.image = layers.Dense(4, name="image")
+        self.text = layers.Dense(4, name="text")
+
+    def call(self, image, text):
+        merged = keras.ops.concatenate(
+            [self.image(image), self.text(text)], axis=-1
+        )
+        return self.out(self.middle(merged))
+
+
+def two_inputs():
+    model = TwoInputs(name="net")
+    model(np.zeros((2, 8), "float32"), np.zeros((2, 6), "float32"))
+    return model
+
+
+def nested_twice(levels):
+    """A model that calls a model twice, which calls a model twice, …"""
+    inputs = layers.Input((4,))
+    model = keras.Model(inputs, layers.Dense(4, name="inner")(inputs))
+    for level in range(levels):
+        inputs = layers.Input((4,))
+        outputs = layers.Dense(4, name=f"outer_{level}")(model(model(inputs)))
+        model = keras.Model(inputs, outputs)
     return model

@@ -1,7 +1,8 @@
 """Rows for the tables of bad arguments, and what a message must say.
 
-A row: its name, what is done, what is expected, what was received and the way
-out, as they must stand in the message, and the exception.
+A row: its name, what is done, what is expected, what was received (nothing of
+a state that is named already) and the way out, as they must stand in the
+message, and the exception.
 """
 
 import keras

@@ -17,8 +17,8 @@ OTHER_MODE = [
     row(
         f"{name} in {mode} mode",
         made(mode=mode, **{name: value}),
-        f"no `{name}` in mode {mode!r}",
-        f"{name}={value!r}",
+        f"`{name}` belongs to mode",
+        f"{name}={value!r} in mode {mode!r}",
         way_out,
     )
     for mode, names, way_out in (

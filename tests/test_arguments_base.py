@@ -141,7 +141,7 @@ BASE = [
     row(
         "epsilon of the paper's Adam",
         lambda: bases.Adam(epsilon=0.0),
-        "a finite `epsilon` must be > 0",
+        "a finite `epsilon` > 0",
         "0.0",
         "0/0",
     ),

@@ -58,6 +58,17 @@ DEPTH = [
         "nan",
         "finite",
     ),
+    *(
+        row(
+            f"depth {type(value).__name__}",
+            made(depth={"a": value}),
+            "`depth['a']` must be a number",
+            repr(value),
+            "number",
+            TypeError,
+        )
+        for value in (True, "0.5")
+    ),
     row(
         "depth no regular expression",
         made(depth={"a(": 0.5}),
@@ -176,8 +187,8 @@ BUILD = [
             )
             .build(model.trainable_variables)
         ),
-        "at least one pretrained layer",
-        "every layer was taken for a new head",
+        "Every layer of the model was taken for a new head",
+        "",
         "bind(model, head=())",
     ),
 ]
@@ -226,15 +237,15 @@ AFTER_BUILD = [
     row(
         "setting depth beside a bound head",
         depth_beside_a_bound_head,
-        "either `depth` or `bind(head=...)`",
-        "both",
-        "either",
+        "The head was named by `bind(head=...)`",
+        "`depth` as well",
+        "Give one of the two",
     ),
     row(
         "one base for two",
         build_two_on_one_base,
-        "a `base` of this DualOpt's own",
-        "Lion that was built meanwhile",
+        "The `base`, Lion, was built meanwhile",
+        "",
         "Make a new instance for each DualOpt",
     ),
     *(
@@ -266,22 +277,22 @@ AFTER_BUILD = [
     row(
         "bind with a head beside depth",
         lambda: DualOpt(depth=DEPTHS).bind(small_model(), head="small/last/.*"),
-        "either `depth=` or `bind(head=...)`",
-        "both",
+        "`depth` says already which weights are new",
+        "`bind(head=...)` as well",
         "`layer_depth(model, head=...)`",
     ),
     row(
         "anchors before build",
         lambda: DualOpt().anchors,
-        "a built optimizer",
-        "no anchors yet",
+        "has not seen its variables, so that it has no anchors yet",
+        "",
         "optimizer.build(model.trainable_variables)",
     ),
     row(
         "summary before build",
         lambda: DualOpt().summary(),
-        "a built optimizer",
-        "no depths yet",
+        "has not seen its variables, so that it has no depths yet",
+        "",
         "optimizer.build(model.trainable_variables)",
     ),
     row(
@@ -309,8 +320,8 @@ AFTER_BUILD = [
     row(
         "a step after drop_anchors",
         step_after_drop,
-        "anchors to pull the weights to",
-        "an optimizer whose anchors were dropped",
+        "The anchors were dropped",
+        "",
         "`optimizer.anchor_at()`",
     ),
     row(

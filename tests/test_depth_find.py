@@ -231,12 +231,44 @@ def test_the_nearest_frame_wins():
     assert found is body
 
 
+def test_of_models_that_share_a_backbone_the_one_that_fits_is_taken():
+    def build_by_hand():
+        body = networks.nested()
+        inputs = layers.Input((8,))
+        first = keras.Model(inputs, layers.Dense(2)(body(inputs)))
+        second = keras.Model(inputs, layers.Dense(3)(body(inputs)))
+        return first, second, body, find_model(second.trainable_variables)
+
+    first, second, body, found = build_by_hand()
+    assert found is second
+    assert first is not body
+
+
+def test_of_models_that_a_trainer_keeps_the_one_that_fits_is_taken():
+    class Trainer:
+        def __init__(self):
+            self.backbone = networks.nested()
+            inputs = layers.Input((8,))
+            self.net = keras.Model(
+                inputs, layers.Dense(2)(self.backbone(inputs))
+            )
+
+        def run(self):
+            return self.step(self.backbone.trainable_variables)
+
+        def step(self, variables):
+            return find_model(variables)
+
+    trainer = Trainer()
+    assert trainer.run() is trainer.backbone
+
+
 def test_a_frame_with_models_that_disagree_is_an_error_that_names_bind():
     def ambiguous():
         body = networks.nested()
         inputs = layers.Input((8,))
         model = keras.Model(inputs, layers.Dense(2)(body(inputs)))
-        return model, find_model(body.trainable_variables)
+        return model, find_model(body.trainable_variables[1:])
 
     with pytest.raises(ValueError, match=r"Received: 2 .*bind\(model\)"):
         ambiguous()

@@ -1,5 +1,6 @@
 """The new head is told from the pretrained body, and a person can say so."""
 
+import depth_heads
 import depth_networks as networks
 import keras
 import numpy as np
@@ -121,6 +122,7 @@ HEADS = {
     "an_output_that_others_read": (features_and_logits, {"logits"}),
     "tied_embedding": (networks.tied, set()),
     "untied_embedding": (networks.untied, {"embedding"}),
+    **depth_heads.HEADS,
 }
 
 

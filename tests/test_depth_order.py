@@ -4,6 +4,9 @@ Each row of the table is a model and the order of its layers written by hand:
 layers of one group share a depth, a later group lies deeper.
 """
 
+import time
+
+import depth_heads
 import depth_networks as networks
 import keras
 import numpy as np
@@ -58,7 +61,7 @@ ORDERS = {
         [
             "a/dense",
             "b/lstm_cell",
-            "c/forward_gru/gru_cell c/backward_gru/gru_cell",
+            "c/forward_rnn/gru_cell c/backward_rnn/gru_cell",
             "cell_0",
             "cell_1",
             "e",
@@ -66,6 +69,59 @@ ORDERS = {
     ),
     "tied_embedding": (networks.tied, ["embedding", "middle", "norm"]),
     "shared_layer": (networks.shared, ["twice", "between", "after"]),
+    "towers_in_a_subclass": (
+        networks.subclassed_towers,
+        [*(f"left_{i} right_{i}" for i in range(3)), "head"],
+    ),
+    "branches_in_an_opaque_layer": (
+        networks.inception,
+        ["stem", "two_a shortcut", "one gate", "two_b", "end"],
+    ),
+    "parts_of_other_layers": (
+        networks.joint,
+        [
+            "stem",
+            "image/block_0/norm_1 text/block_0/norm_1",
+            " ".join(
+                f"{tower}/block_0/attention/{part}"
+                for tower in ("image", "text")
+                for part in ("query", "key", "value", "attention_output")
+            ),
+            "image/block_0/norm_2 text/block_0/norm_2",
+            "image/block_0/grow text/block_0/grow",
+            "image/block_0/shrink text/block_0/shrink",
+            "end",
+        ],
+    ),
+    "condition": (networks.choice, ["stem", "yes no", "end"]),
+    "two_positional_tensors": (
+        networks.two_inputs,
+        ["image text", "middle", "end"],
+    ),
+    "auxiliary_output": (
+        depth_heads.auxiliary,
+        ["shared a", "b", "new"],
+    ),
+    "a_model_called_attention": (
+        depth_heads.named_attention,
+        [
+            "embedding",
+            "forward_rnn/lstm_cell backward_rnn/lstm_cell",
+            "attention/query attention/key attention/value "
+            "attention/attention_output",
+            "new",
+        ],
+    ),
+    "a_block_called_attention": (
+        depth_heads.block_with_attention,
+        [
+            "first",
+            "second",
+            "attention/query attention/key attention/value "
+            "attention/attention_output",
+            "new",
+        ],
+    ),
 }
 
 
@@ -198,28 +254,109 @@ def test_lora_and_quantization_change_no_depth(mode):
     assert all(by_layer[row.layer] == row.relative for row in after.values())
 
 
-def test_a_call_that_cannot_be_traced_is_ordered_as_made_with_a_warning():
-    class Stubborn(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.a = layers.Dense(4, name="a")
-            self.b = layers.Dense(4, name="b")
-            self.stubborn = False
+class Stubborn(keras.Model):
+    """Stops working, with a reason, once it is built."""
 
-        def call(self, inputs):
-            if self.stubborn:
-                raise ValueError
-            return self.b(self.a(inputs))
+    def __init__(self):
+        super().__init__()
+        self.a = layers.Dense(4, name="a")
+        self.b = layers.Dense(4, name="b")
+        self.stubborn = False
 
+    def call(self, inputs):
+        if self.stubborn:
+            raise ValueError("not today")
+        return self.b(self.a(inputs))
+
+
+def stubborn():
     model = Stubborn()
     model(np.ones((2, 3), "float32"))
     model.stubborn = True
-    with pytest.warns(UserWarning, match="could not be traced"):
-        depth = layer_depth(model, head=())
+    return model
+
+
+def test_a_call_that_cannot_be_traced_is_ordered_as_made_with_a_warning():
+    with pytest.warns(UserWarning, match="could not be traced") as caught:
+        depth = layer_depth(stubborn(), head=())
     assert {row.layer[-1]: row.relative for row in depth.rows} == {
         "a": 0.0,
         "b": 1.0,
     }
+    (message,) = [str(warning.message) for warning in caught]
+    assert "not today" in message
+    assert "`head=`" in message
+
+
+def test_one_warning_speaks_of_all_that_cannot_be_traced():
+    inputs = outputs = layers.Input((3,))
+    for _ in range(20):
+        model = stubborn()
+        model.stubborn = False
+        outputs = layers.Dense(3)(model(outputs))
+    model = keras.Model(inputs, outputs)
+    for layer in model.layers:
+        layer.stubborn = isinstance(layer, Stubborn)
+    with pytest.warns(UserWarning, match="of 19 more") as caught:
+        layer_depth(model)
+    assert len(caught) == 1
+    assert len(str(caught[0].message)) < 500
+
+
+class Raw(layers.Layer):
+    """Leaves `keras.ops` for the backend between its layers."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.second = layers.Dense(4, name="second")
+        self.first = networks.Inception(name="first")
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build((*shape[:-1], 4))
+
+    def call(self, inputs):
+        outputs = self.first(inputs)
+        if isinstance(outputs, keras.KerasTensor):
+            raise TypeError("a tensor of the backend is needed")
+        return self.second(outputs)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+
+def test_layers_of_a_call_that_refuses_symbolic_tensors_lie_in_a_row():
+    inputs = layers.Input((8,))
+    outputs = Raw()(layers.Dense(4, name="stem")(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+    with pytest.warns(UserWarning, match="one after another"):
+        found = depths(layer_depth(model, head=()))
+    values = [of(found, name) for name in ("one", "two_b", "second", "end")]
+    assert values == sorted(values)
+    # What is called inside is known again.
+    assert of(found, "two_a") == of(found, "shortcut") < of(found, "one")
+    assert of(found, "one") == of(found, "gate")
+
+
+def test_parallel_branches_have_the_depths_of_a_functional_model():
+    found = depths(layer_depth(networks.subclassed_towers()))
+    for side in ("left", "right"):
+        values = [of(found, f"{side}_{i}") for i in range(3)]
+        assert values == [0.0, 0.5, 1.0]
+
+
+def test_a_layer_used_for_an_auxiliary_output_too_lies_where_it_feeds():
+    found = depths(layer_depth(depth_heads.auxiliary(), head=()))
+    assert of(found, "shared") == 0.0
+    assert of(found, "b") < of(found, "new") == 1.0
+
+
+def test_models_nested_twice_a_level_take_no_more_time_than_their_layers():
+    start = time.perf_counter()
+    found = depths(layer_depth(networks.nested_twice(12), head=()))
+    assert time.perf_counter() - start < 2.0
+    values = [of(found, "inner")] + [of(found, f"outer_{i}") for i in range(12)]
+    assert values == sorted(values)
 
 
 @pytest.mark.parametrize(

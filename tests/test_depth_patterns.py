@@ -73,22 +73,18 @@ def test_it_survives_json_and_keeps_the_order_of_the_patterns():
 
 
 WRONG = {
-    "wins_nothing": ({"zzz": 0.1, ".*": 0.2}, "'zzz'"),
-    "is_shadowed": ({".*": 0.1, "a_.*": 0.2}, "'a_.*'.*narrower pattern first"),
-    "matches_a_part_only": ({"a": 0.1, ".*": 0.2}, r"'a'.*'\.\*a\.\*'"),
-    "leaves_one_out": ({"a_.*": 0.1}, "b_kernel"),
-    "no_regular_expression": ({"(": 0.1}, r"'\('"),
-    "no_text": ({1: 0.1}, "int 1"),
-    "above_1": ({".*": 1.5}, "1.5"),
-    "below_0": ({".*": -0.1}, "-0.1"),
-    "nan": ({".*": float("nan")}, "nan"),
-    "a_bool": ({".*": True}, "True"),
-    "text": ({".*": "0.5"}, "'0.5'"),
+    "wins_nothing": ({"zzz": 0.1, ".*": 0.2}, "win .*'zzz'"),
+    "is_shadowed": (
+        {".*": 0.1, "a_.*": 0.2},
+        "win .*'a_.*'.*narrower pattern first",
+    ),
+    "matches_a_part_only": ({"a": 0.1, ".*": 0.2}, r"win .*'a'.*'\.\*a\.\*'"),
+    "leaves_one_out": ({"a_.*": 0.1}, "needs a pattern .*b_kernel"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_dict_is_an_error_that_names_what_is_wrong(name):
     patterns, message = WRONG[name]
-    with pytest.raises(ValueError, match=f"Expected: .*Received: .*{message}"):
+    with pytest.raises(ValueError, match=message):
         depth_from_patterns(patterns, variables())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_dualopt.depth import DepthRow, LayerDepth, layer_depth
+from keras_dualopt.depth import DepthRow, LayerDepth, layer_depth, place_keys
 
 MODELS = {
     "sequential": networks.sequential,
@@ -112,6 +112,25 @@ def test_keys_are_unique_and_places_follow_the_given_order():
     assert [place.path for place in places] == [w.path for w in model.weights]
     some = model.weights[::-3]
     assert depth.place(model, some) == places[::-3]
+
+
+def test_keys_need_no_depths():
+    model = networks.opaque()
+    places = layer_depth(model).place(model, model.weights)
+    some = model.weights[::-3]
+
+    def refuses(*inputs, **options):
+        raise AssertionError("no call is made for keys")
+
+    model.call = refuses
+    keys = [place.key for place in places]
+    assert place_keys(model, some) == keys[::-3]
+
+
+def test_keys_of_a_strange_variable_are_refused():
+    stranger = networks.sequential().weights[0]
+    with pytest.raises(ValueError, match="Expected: weights of the model"):
+        place_keys(networks.sequential(), [stranger])
 
 
 # Checkpoints know a weight by its key: these must never change.

@@ -146,6 +146,51 @@ def test_no_loss_and_no_node_of_a_graph_is_left_behind():
     assert len(layer._inbound_nodes) == nodes
 
 
+class Doubled(layers.Layer):
+    def call(self, inputs):
+        return 2.0 * inputs
+
+
+class Half(keras.Model):
+    """Says that it is built, though one of its layers is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = layers.Dense(4, name="first")
+        self.doubled = Doubled()
+        self.late = layers.Dense(2, name="late")
+
+    def build(self, shape):
+        self.first.build(shape)
+
+    def call(self, inputs):
+        return self.late(self.doubled(self.first(inputs)))
+
+
+def test_what_is_not_built_stays_so_and_is_named():
+    model = Half()
+    model.build((None, None, 3))
+    with pytest.warns(UserWarning, match="'late' is not built yet"):
+        layer_depth(model, head=())
+    assert not model.late.built
+    assert not model.doubled.built
+    assert model(np.ones((2, 7, 3), "float32")).shape == (2, 7, 2)
+
+
+def test_no_automatic_name_advances():
+    def names():
+        return [layers.Dense(2).name, layers.Add().name, layers.Subtract().name]
+
+    def numbers():
+        return [int(name.rpartition("_")[2]) for name in names()]
+
+    model = networks.opaque()
+    names()
+    before = numbers()
+    layer_depth(model)
+    assert numbers() == [number + 1 for number in before]
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="keras.distribution: no torch")
 def test_training_under_keras_distribution_is_bit_identical():
     devices = keras.distribution.list_devices("cpu")[:1]

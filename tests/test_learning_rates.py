@@ -285,7 +285,13 @@ def fit_still(model, optimizer, epochs, callbacks):
 
 
 def still_optimizer(**arguments):
-    return DualOpt(RATE, rollback=0.2, depth={".*": 0.0}, **arguments)
+    return DualOpt(
+        RATE,
+        rollback=0.2,
+        depth={".*": 0.0},
+        reference_learning_rate=RATE,
+        **arguments,
+    )
 
 
 class Seen(keras.callbacks.Callback):
@@ -330,6 +336,74 @@ def test_pull_follows_what_a_callback_sets(still_model, name, base):
     assert optimizer.get_config()["reference_learning_rate"] == RATE
 
 
+def fit_at(model, optimizer, rates):
+    """Train with a callback that sets each epoch's learning rate."""
+    model.compile(optimizer, no_loss, jit_compile=False)
+    callback = keras.callbacks.LearningRateScheduler(rates.__getitem__)
+    x, y = np.ones((4, 2)), np.ones((4, 3))
+    model.fit(x, y, epochs=len(rates), callbacks=[callback], verbose=0)
+
+
+def fit_at_once(model):
+    """Train on one batch, in the step that is compiled already."""
+    model.fit(np.ones((4, 2)), np.ones((4, 3)), verbose=0)
+
+
+def unmeasured():
+    """Return an optimizer that was given no reference rate."""
+    optimizer = DualOpt(RATE, rollback=0.2, depth={".*": 0.0})
+    return optimizer.anchor_at()  # Earlier tests have moved the model.
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_rate_assigned_before_the_first_step_is_the_reference(
+    still_model, built
+):
+    for optimizer, wanted in (
+        (unmeasured(), 0.25 * RATE),
+        (still_optimizer(), RATE),
+    ):
+        if built:
+            optimizer.build(still_model.trainable_variables)
+        optimizer.learning_rate = 0.25 * RATE
+        assert optimizer.reference_learning_rate == wanted
+        # And not one that a plateau leaves later.
+        fit_at(still_model, optimizer, [0.1 * RATE])
+        assert optimizer.reference_learning_rate == wanted
+
+
+@pytest.mark.parametrize(
+    ("rates", "wanted"),
+    [([0.1 * RATE, RATE], RATE), ([3.0 * RATE, 2.0 * RATE], 3.0 * RATE)],
+    ids=["warm-up", "above"],
+)
+def test_callback_before_the_first_step_only_raises_the_reference(
+    still_model, rates, wanted
+):
+    optimizer = unmeasured()
+    fit_at(still_model, optimizer, rates)
+    assert optimizer.reference_learning_rate == wanted
+    # Compiled steps know it, too.
+    start = networks.arrays(still_model.trainable_variables)
+    still_model.set_weights([theta + OFFSET for theta in start])
+    fit_at_once(still_model)
+    for now, theta in zip(
+        networks.arrays(still_model.trainable_variables), start, strict=True
+    ):
+        left = 1.0 - 0.2 * rates[-1] / wanted
+        np.testing.assert_allclose((now - theta) / OFFSET, left, rtol=1e-5)
+
+
+def test_rate_raised_above_the_reference_later_warns_once(still_model):
+    optimizer = unmeasured()
+    with pytest.warns(UserWarning, match="above the reference") as caught:
+        fit_at(still_model, optimizer, [RATE, 1.005 * RATE, 3 * RATE, 4 * RATE])
+    texts = [str(warning.message) for warning in caught]
+    (text,) = [text for text in texts if "above the reference" in text]
+    assert "3 times as strong" in text
+    assert optimizer.reference_learning_rate == RATE
+
+
 def test_share_is_never_more_than_the_whole_way(still_model):
     callback = keras.callbacks.LearningRateScheduler(lambda epoch: 1000 * RATE)
     left = fit_still(still_model, still_optimizer(), 1, [callback])
@@ -340,7 +414,8 @@ def test_share_is_never_more_than_the_whole_way(still_model):
 def test_pull_of_a_reloaded_optimizer_is_measured_against_the_first_rate(
     still_model,
 ):
-    first = still_optimizer()
+    first = DualOpt(RATE, rollback=0.2, depth={".*": 0.0})
+    fit_still(still_model, first, 1, [])
     first.learning_rate = 0.25 * RATE  # what a plateau has left of it
     again = DualOpt.from_config(first.get_config())
     assert again.reference_learning_rate == RATE

@@ -187,6 +187,10 @@ def test_a_second_optimizer_on_weights_that_came_anew_says_nothing(tmp_path):
     networks.fit(model, 2)
 
 
+@pytest.mark.skipif(
+    BACKEND == "tensorflow",
+    reason="a step that is compiled already runs no code of ours",
+)
 def test_weights_set_after_the_first_step_are_said_to_be_pulled_back():
     model = networks.compiled(make(), OTHER)
     networks.fit(model, 1)
@@ -293,11 +297,10 @@ def test_an_exclusion_that_leaves_nothing_to_pull_is_said():
         networks.fit(model, 1)
 
 
-def test_pretrained_weights_that_are_not_finite_are_said():
+def test_pretrained_weights_that_are_not_finite_are_refused():
     start = [array.copy() for array in PRETRAINED]
     start[2][1, 1] = np.nan
     model = networks.compiled(make(), start)
-    with pytest.warns(UserWarning, match="(?i)nan|finite") as caught:
+    with pytest.raises(ValueError, match=r"(?s)finite.*dense_1/kernel"):
         networks.fit(model, 1)
-    (text,) = networks.told(caught)
-    assert "dense_1/kernel" in text
+    networks.assert_same(networks.arrays(model.weights), start)

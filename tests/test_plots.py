@@ -125,7 +125,7 @@ def test_strength_is_drawn_over_depth_with_a_mark_a_layer(tmp_path):
         y, [rollback_strength(r, 0.05, 0.0, 4.0) for r in x]
     )
     assert len(none.get_xdata()) == 0
-    assert "ι₁ = 0.21, ι₂ = 0.013, γ = 1.7" in texts(figure)
+    assert "rollback = 0.21, rollback_min = 0.013, power = 1.7" in texts(figure)
     assert (tmp_path / "strength.png").stat().st_size > 10_000
 
 
@@ -139,7 +139,7 @@ def test_strength_of_scratch_mode_has_the_units_of_weight_decay():
 
 
 def test_strengths_that_cannot_be_compared_are_refused():
-    with pytest.raises(ValueError, match="of one mode"):
+    with pytest.raises(ValueError, match="set in one unit"):
         plot_strength(DualOpt(), DualOpt(mode="scratch"))
     with pytest.raises(ValueError, match="Received: 0"):
         plot_strength()

@@ -6,6 +6,8 @@ with the same meaning; `defaults` has those that most need not write:
 - `eager()`: a context in which variables are created and written at once, even
   while a graph is being traced;
 - `replicated(strategy)`: a context in which new variables get their replicas;
+- `check_engine(model, variables, strategy, accumulates)`: refuse a way to
+  distribute on which a step would be wrong;
 - `starting_model()`: the model whose `fit` is about to take the weights out of
   their variables, if that is what is happening;
 - `concrete(variable)`: a variable's value on the host, also while a step is

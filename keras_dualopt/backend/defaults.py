@@ -23,6 +23,15 @@ def starting_model() -> keras.Model | None:
     return None
 
 
+def check_engine(
+    model: keras.Model | None,
+    variables: Sequence[keras.Variable],
+    strategy: Any,
+    accumulates: bool,
+) -> None:
+    """Refuse a way to distribute on which a step would be wrong."""
+
+
 def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
     """Numbers that a compiler does not take for constants."""
     if isinstance(values, keras.Variable):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import sparse as jax_sparse
 
 from keras_dualopt.backend.defaults import batched_step as batched_step
+from keras_dualopt.backend.defaults import check_engine as check_engine
 from keras_dualopt.backend.defaults import eager as eager
 from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
 from keras_dualopt.backend.defaults import replicated as replicated
@@ -30,6 +31,8 @@ def starting_model() -> keras.Model | None:
     for _ in range(5):  # Through a wrapper's property, and a comprehension.
         if frame is None:
             return None
+        if frame.f_code.co_name == "_purge_model_variables":
+            return None  # Called by the same, for the second time.
         if frame.f_code.co_name == "_get_jax_state":
             model: keras.Model = frame.f_locals["self"]
             return model
@@ -42,8 +45,10 @@ def concrete(variable: keras.Variable) -> Any:
     value = variable._value
     if value is None or isinstance(value, jax.core.Tracer):
         return None
-    # Spread over other processes, or given away to a step.
-    if not value.is_fully_addressable or value.is_deleted():
+    # Given away to a step, or parts of it in other processes only.
+    if value.is_deleted() or not (
+        value.is_fully_addressable or value.is_fully_replicated
+    ):
         return None
     return np.asarray(value)
 

@@ -33,6 +33,42 @@ def replicated(strategy: Any) -> AbstractContextManager[Any]:
     return scope
 
 
+def check_engine(
+    model: keras.Model | None,
+    variables: Sequence[keras.Variable],
+    strategy: Any,
+    accumulates: bool,
+) -> None:
+    """Refuse a strategy on which a step would be wrong.
+
+    Raises:
+        ValueError: For parameter servers, and for accumulation on mirrors.
+    """
+    servers = (
+        tf.distribute.ParameterServerStrategy,
+        tf.distribute.experimental.ParameterServerStrategy,
+    )
+    if isinstance(strategy, servers):
+        raise ValueError(
+            "DualOpt does not train under `tf.distribute."
+            "ParameterServerStrategy`: its workers step one by one on weights "
+            "that others move meanwhile, so that none of them sees θ₀. Use "
+            "`MirroredStrategy` or `MultiWorkerMirroredStrategy`."
+        )
+    mirrors = (
+        tf.distribute.MirroredStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,
+    )
+    if accumulates and isinstance(strategy, mirrors):
+        raise ValueError(
+            "`gradient_accumulation_steps` must be None under "
+            f"`{type(strategy).__name__}`, where no Keras optimizer can "
+            "accumulate: replicas cannot meet inside of a `tf.cond`. Add up "
+            "the gradients of several batches in a `strategy.run` step of "
+            "your own, and apply them once."
+        )
+
+
 def concrete(variable: keras.Variable) -> Any:
     """Return a variable's value on the host, also while a step is traced."""
     with tf.init_scope():

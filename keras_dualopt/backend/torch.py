@@ -14,6 +14,40 @@ from keras_dualopt.backend.defaults import replicated as replicated
 from keras_dualopt.backend.defaults import starting_model as starting_model
 
 
+def check_engine(
+    model: keras.Model | None,
+    variables: Sequence[keras.Variable],
+    strategy: Any,
+    accumulates: bool,
+) -> None:
+    """Refuse a model whose parameters are no longer Keras' variables.
+
+    `fully_shard` and `FullyShardedDataParallel` put tensors of their own in
+    the place of a module's parameters, or parts into them. Keras' layers go on
+    computing with their variables: whole ones, whose gradients nobody averages,
+    so that the processes drift apart without a word.
+
+    Raises:
+        ValueError: In a distributed run, naming the first such weight.
+    """
+    if model is None or not (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):
+        return
+    known = {id(parameter) for parameter in model.parameters()}
+    for variable in variables:
+        value = variable.value
+        if id(value) not in known or value.shape != variable.shape:
+            raise ValueError(
+                f"The torch parameter of {variable.path!r} is no longer the "
+                "tensor that Keras computes with: `fully_shard` or "
+                "`FullyShardedDataParallel` has replaced it, and the processes "
+                "would drift apart. Wrap the model in `torch.nn.parallel."
+                "DistributedDataParallel`; to shard weights use "
+                "`keras.distribution.ModelParallel` on the JAX backend."
+            )
+
+
 def concrete(variable: keras.Variable) -> Any:
     """Return a variable's value on the host."""
     value = variable.value.detach().cpu()

@@ -118,17 +118,20 @@ def label(base: keras.optimizers.Optimizer) -> str:
 def warn_if_narrow(
     base: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> None:
-    """Warn where a Keras optimizer computes in half precision."""
-    if isinstance(base, PaperRule):
-        return
+    """Warn of weights that are stored in half precision."""
     for variable in variables:
         if variable.dtype in ("float16", "bfloat16"):
             warnings.warn(
-                f"{type(base).__name__} computes in the dtype of the weights, "
-                f"and {variable.path!r} is {variable.dtype}: small steps round "
-                "to nothing, the step counter sticks at 256 in bfloat16. Use "
-                "base='adam' or 'sgd', which compute in float32, or a mixed "
-                "precision policy, which keeps the weights in float32.",
+                f"{variable.path!r} is stored in {variable.dtype}, and small "
+                "steps and pulls round to nothing when it is, however they "
+                "are computed"
+                + (
+                    ""
+                    if isinstance(base, PaperRule)
+                    else f" ({type(base).__name__} also computes in it)"
+                )
+                + f". Use the policy 'mixed_{variable.dtype}', which keeps "
+                "the weights in float32.",
                 stacklevel=stacklevel(),
             )
             return

@@ -2,12 +2,12 @@
 
 from keras_dualopt.depth.find import find_model, no_weights, training_model
 from keras_dualopt.depth.head import check_head
-from keras_dualopt.depth.patterns import depth_from_patterns
-from keras_dualopt.depth.resolve import layer_depth
+from keras_dualopt.depth.layer_depth import layer_depth
 from keras_dualopt.depth.table import (
     DepthRow,
     LayerDepth,
     Place,
+    depth_from_patterns,
     place_keys,
 )
 

@@ -13,15 +13,16 @@ from typing import Any
 import keras
 
 from keras_dualopt.depth import keras_hooks as hooks
-from keras_dualopt.depth.resolve import layer_depth
+from keras_dualopt.depth.layer_depth import layer_depth
 
 
 def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
     """Return the model that is being trained, found on the call stack.
 
     The nearest frame that holds a built model to which all the variables
-    belong; in a method of a model, the model itself first. Globals are not
-    searched, but a script's own loop runs in a frame whose locals they are.
+    belong; of several in it, one that trains exactly these; in a method of a
+    model, the model itself first. Globals are not searched, but a script's own
+    loop runs in a frame whose locals they are.
 
     Args:
         variables: The variables to train; a part of the model's is enough.
@@ -105,7 +106,8 @@ def _in_frame(
     for model in _models(names):
         if id(model) not in found and _covers(model, wanted):
             found[id(model)] = model
-    return [*found.values()]
+    exactly = [m for m in found.values() if _trains(m) == {*wanted}]
+    return exactly if len(exactly) == 1 else [*found.values()]
 
 
 def _models(names: Mapping[str, Any]) -> Iterator[keras.Model]:
@@ -118,6 +120,10 @@ def _models(names: Mapping[str, Any]) -> Iterator[keras.Model]:
         for value in [*getattr(owner, "__dict__", {}).values()]:
             if isinstance(value, keras.Model):
                 yield value
+
+
+def _trains(model: keras.Model) -> set[int]:
+    return {hooks.identity(v) for v in model.trainable_variables}
 
 
 def _covers(model: keras.Model, wanted: Sequence[int]) -> bool:

@@ -8,8 +8,7 @@ from typing import Any
 import keras
 
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.depth import keras_hooks as hooks
-from keras_dualopt.depth.order import Order
+from keras_dualopt.depth.graph import Graph
 from keras_dualopt.depth.structure import Owner, Structure, Weight
 
 # The head, as keys of weights.
@@ -18,12 +17,12 @@ Head = set[str]
 Selector = Any
 
 
-def find_head(structure: Structure, order: Order) -> Head:
+def find_head(structure: Structure, graph: Graph) -> Head:
     """Return the weights that are most likely new.
 
-    What lies outside a KerasHub task's backbone; else what lies outside the
-    largest nested model; else the last layer with weights. A KerasHub backbone
-    alone and a causal language model have no head.
+    What lies outside a KerasHub task's backbone; else what lies outside a
+    nested model that is most of this one; else the last layer with weights. A
+    KerasHub backbone alone and a causal language model have no head.
     """
     model = structure.model
     if _is_hub(model, "Backbone"):
@@ -38,11 +37,11 @@ def find_head(structure: Structure, order: Order) -> Head:
         return {
             w.key for w in structure.weights if id(w.variable) not in inside
         }
-    units = _nested_body(structure, order)
-    if units is not None:
-        return {w.key for w in structure.weights if w.unit not in units}
-    last = order.last_units(range(len(structure.unit_roots)))
-    return {w.key for w in structure.weights if w.unit in last}
+    body_units = _nested_body(structure, graph)
+    if body_units is None:
+        last = _last_units(structure, graph)
+        return {w.key for w in structure.weights if w.unit in last}
+    return {w.key for w in structure.weights if w.unit not in body_units}
 
 
 def select_head(structure: Structure, head: Selector) -> Head:
@@ -143,6 +142,12 @@ def _examples(structure: Structure) -> str:
     return ", ".join(repr(path) for path in paths[-3:])
 
 
+def _some(paths: Iterable[str]) -> str:
+    first, *rest = paths
+    more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
+    return ", ".join([first, *rest[:3]]) + more
+
+
 def _is_hub(model: Any, name: str) -> bool:
     """Tell a KerasHub class by name, so that KerasHub need not be there."""
     return any(
@@ -175,47 +180,87 @@ def _warn_of_fresh_layers(structure: Structure, backbone: Any) -> None:
         warnings.warn(
             f"{type(backbone).__name__} holds layers round its image encoder "
             "that may be fresh, which nothing on the model tells. They are "
-            f"taken for pretrained: {', '.join(around)}. If only the encoder "
+            f"taken for pretrained: {_some(around)}. If only the encoder "
             "was pretrained, name them in `head=` (of `layer_depth` or "
             "`bind`).",
             stacklevel=stacklevel(),
         )
 
 
-def _nested_body(structure: Structure, order: Order) -> set[int] | None:
+def _nested_body(structure: Structure, graph: Graph) -> set[int] | None:
     """Return the units of the pretrained model nested in this one, if any.
 
-    The largest nested model, and others that do not read from it: towers side
-    by side are one body. A nested model with less than half of the layers, with
-    layers of the model's own before it or nested models after it, is one block
-    of many and no backbone.
+    It is most of the model and not its end: at least half of the layers for a
+    `Sequential`, which may be a stem or a block as well; a third for any other
+    model, a `Sequential` at the end left out of the count, as a head that is
+    larger than its base. Others of its size beside it, as a second tower, are
+    part of it. What is all of the model has no head.
     """
-    nested = [
-        set(structure.units_of(owner.layer.weights))
+    everything = {w.unit for w in structure.weights}
+    nested = _nested_models(structure)
+    ends = set().union(
+        *(
+            units
+            for model, units in nested
+            if isinstance(model, keras.Sequential)
+            and everything > units
+            and not graph.after(units)
+        )
+    )
+    best: set[int] | None = None
+    for model, units in nested:
+        after = graph.after(units)
+        body = set(units).union(
+            *(
+                other
+                for beside, other in nested
+                if len(other) <= len(units) <= _most(beside) * len(other)
+                and other.isdisjoint(after)
+                and units.isdisjoint(graph.after(other))
+            )
+        )
+        everything_else = everything - (ends - body)
+        if isinstance(model, keras.Sequential):
+            everything_else = everything
+        enough = _most(model) * len(body) >= len(everything_else)
+        at_end = body != everything and not graph.after(body)
+        if enough and not at_end and len(body) > len(best or ()):
+            best = body
+    return best
+
+
+def _most(model: keras.Model) -> int:
+    """Return how much larger than a body what it belongs to may be.
+
+    A `Sequential` may be a stem, a block or a head as well.
+    """
+    return 2 if isinstance(model, keras.Sequential) else 3
+
+
+def _last_units(structure: Structure, graph: Graph) -> set[int]:
+    """Return the units of the layers at the end.
+
+    A nested `Sequential` is one of them, unless it is most of the model.
+    """
+    everything = range(len(structure.unit_roots))
+    last = graph.last_units(everything)
+    for model, units in _nested_models(structure):
+        small = 2 * len(units) <= len({w.unit for w in structure.weights})
+        if isinstance(model, keras.Sequential) and small and units & last:
+            last |= units
+    return last
+
+
+def _nested_models(
+    structure: Structure,
+) -> list[tuple[keras.Model, set[int]]]:
+    """Return a model's direct parts that are models with weights."""
+    found = [
+        (owner.layer, set(structure.units_of(owner.layer.weights)))
         for owner in structure.owners.values()
         if isinstance(owner.layer, keras.Model) and _is_direct(owner)
     ]
-    nested = [units for units in nested if units]
-    if not nested:
-        return None
-    largest = max(nested, key=len)
-    after = order.after(largest)
-    graph = hooks.graph_of(structure.model) is not None
-    body = set(largest)
-    following = False
-    for units in nested:
-        # In a chain what comes later need not read what came before.
-        beside = not graph and 2 * len(units) >= len(largest)
-        if units.isdisjoint(after) or beside:
-            body |= units
-        else:
-            following = following or units is not largest
-    own = {w.unit for w in structure.weights} - set().union(*nested)
-    leading = any(largest & order.after({unit}) for unit in own)
-    total = len({w.unit for w in structure.weights})
-    if 2 * len(largest) < total and (following or leading):
-        return None
-    return body
+    return [(model, units) for model, units in found if units]
 
 
 def _is_direct(owner: Owner) -> bool:

@@ -1,13 +1,17 @@
-"""Everything of Keras that this folder uses and Keras does not document.
+"""Everything of Keras' layers and graphs that Keras does not document.
 
-Read, never written. Tried with Keras 3.13 to 3.15 on all three backends. Where
+Read, and while a model is called on symbolic tensors replaced: in this thread
+alone, and put back. Tried with Keras 3.13 to 3.15 on all three backends. Where
 a public name can do the job, the other files use it (`keras.Function`,
-`keras.Operation`, `keras.StatelessScope`, `keras.tree`).
+`keras.Operation`, `keras.tree`).
 """
 
 import contextlib
+import functools
+import sys
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -51,6 +55,12 @@ def identity(variable: Any) -> int:
 def tracked_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Return the sublayers that Keras has seen assigned to a layer."""
     return [*layer._layers]
+
+
+def nested_models(model: keras.Model) -> list[keras.Model]:
+    """Return the models that are layers of a model, at any depth."""
+    layers = model._flatten_layers(include_self=False)
+    return [layer for layer in layers if isinstance(layer, keras.Model)]
 
 
 def attributes(layer: keras.layers.Layer) -> Iterator[tuple[str, Any]]:
@@ -100,24 +110,39 @@ def producer(tensor: Any) -> Any:
     return history.operation._inbound_nodes[history.node_index]
 
 
-def node_arguments(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call, symbolic tensors in their places."""
-    return node.arguments.args, node.arguments.kwargs
+def is_keras_own(layer: Any) -> bool:
+    """Tell a layer that Keras itself defines."""
+    return type(layer).__module__.partition(".")[0] == "keras"
 
 
-def recording_scope(seen: dict[int, None]) -> Any:
-    """Return a scope that notes, in order, which variables are read in it.
+def is_of_a_library(layer: Any) -> bool:
+    """Tell a layer of Keras or KerasHub from one of the user's own."""
+    return type(layer).__module__.partition(".")[0] in ("keras", "keras_hub")
 
-    Every backend's `Variable.value` asks the innermost `keras.StatelessScope`
-    for a value before it uses its own.
+
+def is_backend_tensor(value: Any) -> bool:
+    """Tell a tensor of the backend, abstract or real; variables are none."""
+    return keras.ops.is_tensor(value) and not isinstance(value, keras.Variable)
+
+
+def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
+    """Return symbolic outputs of a call on symbolic tensors.
+
+    What a layer says of the shape of its output is wrong in some packages:
+    the calls of layers that are not Keras' own are asked first.
     """
-
-    class Recording(keras.StatelessScope):
-        def get_current_value(self, variable: keras.Variable) -> Any:
-            seen.setdefault(id(variable))
-            return super().get_current_value(variable)
-
-    return Recording()
+    declared = operation.compute_output_spec
+    if not isinstance(operation, keras.layers.Layer) or is_keras_own(operation):
+        return declared(*args, **kwargs)
+    traced = functools.partial(keras.Operation.compute_output_spec, operation)
+    found = []
+    for way in (operation.call, traced, declared):
+        with contextlib.suppress(Exception):
+            found.append(way(*args, **kwargs))
+            shapes = [t.shape for t in keras.tree.flatten(found[-1])]
+            if not any(None in shape for shape in shapes):
+                return found[-1]
+    return found[0] if found else declared(*args, **kwargs)
 
 
 class _Probe(keras.Operation):
@@ -125,32 +150,186 @@ class _Probe(keras.Operation):
 
     def __init__(self, function: Any) -> None:
         super().__init__(name="dualopt_probe")
-        self._function = function
+        self.call = function
 
-    def call(self, *tensors: Any) -> Any:
-        return self._function(*tensors)
+
+def run_abstractly(function: Any, args: Any, kwargs: Any) -> Any:
+    """Run a function on the backend's abstract tensors, assigning nothing."""
+    return _Probe(function).compute_output_spec(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def losses_kept(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
-    """Give layers their losses back: calling a model empties them."""
-    kept = [
+def symbolic_calls(
+    call: Callable[[Any, Any, Any], Any],
+    either: Callable[[Any, Any, Any], Any],
+    read: Callable[[keras.Variable], None],
+) -> Iterator[None]:
+    """Hand over every call on symbolic tensors, and every weight read.
+
+    Args:
+        call: Gets an operation or a layer, the arguments and the keyword
+            arguments of its call; returns symbolic outputs.
+        either: Gets a condition and what its two branches have returned, as
+            both are taken; returns one of the two.
+        read: Gets each variable whose value is asked for.
+    """
+
+    def symbolic_call(
+        original: Any, self: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        return call(self, args, kwargs)
+
+    def arithmetic(original: Any, self: Any, other: Any) -> Any:
+        # Left to the symbolic tensor, which has the mirrored operator.
+        symbolic = isinstance(other, keras.KerasTensor)
+        return NotImplemented if symbolic else original(self, other)
+
+    def branches(
+        original: Any, self: Any, condition: Any, *functions: Any
+    ) -> Any:
+        return either(condition, *(function() for function in functions))
+
+    layers = sys.modules[keras.layers.Layer.__module__]
+    conditions = vars(sys.modules[keras.ops.cond.__module__])["Cond"]
+    symbolic = vars(keras.KerasTensor)
+    with contextlib.ExitStack() as stack:
+        _note_reads(stack, read)
+        replace = functools.partial(_replaced, stack)
+        replace(keras.Operation, "symbolic_call", symbolic_call)
+        # JAX would trace both branches, and torch run one.
+        replace(conditions, "__call__", branches)
+        if "symbolic_call" in vars(keras.layers.Layer):
+            replace(keras.layers.Layer, "symbolic_call", symbolic_call)
+        # The graph of a Functional model keeps every call: not of these.
+        if hasattr(layers, "Node"):
+            replace(layers, "Node", lambda original, *args, **kwargs: None)
+        for kind in keras.Variable.__mro__:
+            for name in _ARITHMETIC & vars(kind).keys():
+                if kind is not object:
+                    replace(kind, name, arithmetic)
+        # JAX asks it before it lets the symbolic tensor's operators try.
+        if "__jax_array__" in symbolic:
+            asked = symbolic["__jax_array__"]
+            stack.callback(setattr, keras.KerasTensor, "__jax_array__", asked)
+            del keras.KerasTensor.__jax_array__
+        stack.enter_context(keras.StatelessScope())
+        yield
+
+
+@contextlib.contextmanager
+def real_calls(
+    called: Callable[[Any, Any, Any, Any], Any],
+    read: Callable[[keras.Variable], None],
+) -> Iterator[None]:
+    """Hand over every call of a layer, and every weight read.
+
+    Args:
+        called: Gets a layer, the arguments and keyword arguments of its call,
+            and a function that makes the call.
+        read: Gets each variable whose value is asked for.
+    """
+
+    def layer_call(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        proceed = functools.partial(original, self, *args, **kwargs)
+        return called(self, args, kwargs, proceed)
+
+    with contextlib.ExitStack() as stack:
+        _note_reads(stack, read)
+        _replaced(stack, keras.layers.Layer, "__call__", layer_call)
+        yield
+
+
+@contextlib.contextmanager
+def left_as_it_was(model: keras.Model) -> Iterator[None]:
+    """Leave a model's layers as they were, whatever is called meanwhile.
+
+    Calling a model empties its losses, and builds what is not built: a layer
+    without weights is unbuilt again, one with weights refuses.
+    """
+    layers: dict[int, keras.layers.Layer] = {}
+    stack = [model]
+    while stack:
+        layer = stack.pop()
+        if id(layer) not in layers:
+            layers[id(layer)] = layer
+            stack.extend(tracked_layers(layer))
+    unbuilt = [layer for layer in layers.values() if not layer.built]
+    losses = [
         (layer, [*layer._losses], {*layer._loss_ids})
-        for layer in layers
+        for layer in layers.values()
         if layer._losses
     ]
+
+    def add_weight(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(f"the layer {self.name!r} is not built yet")
+
+    thread = threading.get_ident()
+    original = keras.Operation.__init__
+
+    # Keras reads the signature of an `__init__`.
+    def named(self: Any, name: str | None = None) -> None:
+        # An automatic name would advance those of the user's next layers.
+        inside = threading.get_ident() == thread
+        original(self, name or "traced" if inside else name)
+
     try:
-        yield
+        with contextlib.ExitStack() as stack_, warnings.catch_warnings():
+            # Of the layers, about a call that is not one: and where warnings
+            # are errors, they would end the trace.
+            warnings.simplefilter("ignore")
+            replace = functools.partial(_replaced, stack_, keras.layers.Layer)
+            replace("add_weight", add_weight)
+            replace("add_loss", lambda original, self, loss: None)
+            stack_.callback(setattr, keras.Operation, "__init__", original)
+            keras.Operation.__init__ = named
+            yield
     finally:
-        for layer, losses, names in kept:
-            layer._losses[:] = losses
-            layer._loss_ids.update(names)
+        for layer in unbuilt:
+            layer.built = False
+        for layer, kept, ids in losses:
+            layer._losses[:] = kept
+            layer._loss_ids.update(ids)
 
 
-def trace(function: Any, tensors: list[Any]) -> None:
-    """Run a function on symbolic tensors, leaving every variable as it is."""
-    with warnings.catch_warnings():
-        # Of the layers, about a call that is not one: and where warnings are
-        # errors, they would end the trace.
-        warnings.simplefilter("ignore")
-        _Probe(function).compute_output_spec(*tensors)
+_ARITHMETIC = {
+    f"__{side}{name}__"
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+    for side in ("", "r")
+} | {"__matmul__", "__rmatmul__"}
+
+
+def _note_reads(
+    stack: contextlib.ExitStack, read: Callable[[keras.Variable], None]
+) -> None:
+    """Hand over every variable whose value is asked for in a scope."""
+
+    def value(original: Any, scope: Any, variable: keras.Variable) -> Any:
+        read(variable)
+        return original(scope, variable)
+
+    # Every backend's `Variable.value` asks the innermost scope first.
+    _replaced(stack, keras.StatelessScope, "get_current_value", value)
+
+
+def _replaced(
+    stack: contextlib.ExitStack, owner: Any, name: str, function: Any
+) -> None:
+    """Replace a function in this thread until the stack ends.
+
+    Args:
+        stack: What puts the original back.
+        owner: The class or the module that has it.
+        name: Its name.
+        function: Gets the original and the arguments of the call.
+    """
+    original = vars(owner)[name]
+    thread = threading.get_ident()
+
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            return function(original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    stack.callback(setattr, owner, name, original)
+    setattr(owner, name, replacement)

@@ -253,13 +253,36 @@ def _unit_root(owner: Owner) -> Owner:
 
 
 def _is_one_layer(layer: keras.layers.Layer) -> bool:
+    """Tell a layer whose parts lie at one depth: a real attention layer.
+
+    A model may be called so too, and a block of an attention layer and more:
+    it has only projections and norms of its own.
+    """
     if isinstance(layer, keras.layers.Bidirectional):
         # Its two directions read the same input side by side.
         return True
-    return any(
-        name.endswith(("Attention", "AttentionWithDownsampling"))
-        or name.endswith(("Attention2d", "AttentionWithRelativePE"))
-        for name in (kind.__name__ for kind in type(layer).__mro__)
+    if isinstance(layer, keras.Model):
+        return False
+    names = [kind.__name__ for kind in type(layer).__mro__]
+    return any(name.endswith(_ATTENTION) for name in names) and all(
+        _is_projection(part) for part in hooks.tracked_layers(layer)
+    )
+
+
+_ATTENTION = (
+    "Attention",
+    "AttentionWithDownsampling",
+    "Attention2d",
+    "AttentionWithRelativePE",
+)
+_PROJECTIONS = {"Dense", "EinsumDense", "BaseConv", "BaseDepthwiseConv"}
+
+
+def _is_projection(layer: keras.layers.Layer) -> bool:
+    """Tell a projection from a block; norms and scales have vectors alone."""
+    kinds = {kind.__name__ for kind in type(layer).__mro__}
+    return bool(kinds & _PROJECTIONS) or all(
+        len(weight.shape) < 2 for weight in layer.weights
     )
 
 

@@ -1,6 +1,7 @@
 """The table of depths: one row for each weight, whatever its name is today."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -124,14 +125,7 @@ class LayerDepth:
             by_layer.setdefault(_layer_key(row.key), row)
         places = []
         for variable in variables:
-            weight = structure.by_variable.get(id(variable))
-            if weight is None:
-                raise ValueError(
-                    f"Expected: weights of the model {model.name!r}. Received: "
-                    f"{variable.path!r} of shape {tuple(variable.shape)}, "
-                    "which is not one of them. Make a new optimizer for "
-                    "another model."
-                )
+            weight = _weight_of(structure, variable)
             row = by_key.get(weight.key) or by_layer[_layer_key(weight.key)]
             places.append(
                 Place(
@@ -229,6 +223,33 @@ class LayerDepth:
         )
 
 
+def place_keys(
+    model: keras.Model, variables: Sequence[keras.Variable]
+) -> list[str]:
+    """Return the `Place.key` of each variable, without finding depths.
+
+    Args:
+        model: A built model.
+        variables: Weights of it, in any order.
+
+    Raises:
+        ValueError: For a variable that is not one of the model's weights.
+    """
+    structure = Structure(model)
+    return [_weight_of(structure, variable).key for variable in variables]
+
+
+def _weight_of(structure: Structure, variable: keras.Variable) -> Weight:
+    weight = structure.by_variable.get(id(variable))
+    if weight is None:
+        raise ValueError(
+            f"Expected: weights of the model {structure.model.name!r}. "
+            f"Received: {variable.path!r} of shape {tuple(variable.shape)}, "
+            "which is not one of them. Make a new optimizer for another model."
+        )
+    return weight
+
+
 _WAY_OUT = (
     "The depths belong to another architecture: make them anew with "
     "`layer_depth(model)`."
@@ -250,19 +271,93 @@ def _row(config: Mapping[str, Any]) -> DepthRow:
     return DepthRow(**{**config, "shape": tuple(config["shape"])})
 
 
-def place_keys(
-    model: keras.Model, variables: Sequence[keras.Variable]
-) -> list[str]:
-    """Return each variable's `Place.key`, without finding depths.
+# Depths that a person wrote down: a dict of patterns.
+
+
+def depth_from_patterns(
+    patterns: Mapping[str, float | None],
+    variables: Sequence[keras.Variable],
+    model: keras.Model | None = None,
+    aliases: Mapping[int, str] | None = None,
+) -> LayerDepth:
+    """Return the depths that a dict gives to variables.
+
+    Args:
+        patterns: Regular expression, matched in full against the variable's
+            path → relative depth in [0, 1], or `None` for a variable that was
+            not pretrained and is never pulled. The first match wins.
+        variables: The variables to place: each must match a pattern.
+        model: The model that owns them, if it is known. A pattern may win one
+            of its frozen weights alone, and the table has all of its weights.
+        aliases: The paths that patterns speak of, by the variable's id, where
+            they are not today's.
 
     Raises:
-        ValueError: For a variable that is not the model's.
+        ValueError: For a pattern that wins nothing, or a variable that no
+            pattern matches.
     """
-    known = Structure(model).by_variable
+    aliases = aliases or {}
+    structure = None if model is None else Structure(model)
+    everything = [*variables] if model is None else [*model.weights]
+    winners = {
+        id(variable): _winner(patterns, variable, aliases)
+        for variable in everything
+    }
     for variable in variables:
-        if id(variable) not in known:
+        if winners[id(variable)] is None:
             raise ValueError(
-                f"{variable.path!r} is not a weight of {model.name!r}. Give "
-                "the model that owns it."
+                "Every weight needs a pattern of `depth`. Received: none that "
+                f"matches the whole of {variable.path!r}. Add one; '.*' as the "
+                "last pattern takes the rest."
             )
-    return [known[id(variable)].key for variable in variables]
+    for pattern in patterns:
+        if pattern not in winners.values():
+            raise ValueError(_wins_nothing(pattern, everything))
+    values = sorted({value for value in patterns.values() if value is not None})
+    rows = []
+    for number, variable in enumerate(everything):
+        winner = winners[id(variable)]
+        value = None if winner is None else patterns[winner]
+        key = f"{number}/{variable.name}"
+        if structure is not None and id(variable) in structure.by_variable:
+            key = structure.by_variable[id(variable)].key
+        rows.append(
+            DepthRow(
+                path=variable.path,
+                layer=variable.path.rpartition("/")[0] or variable.path,
+                index=None if value is None else values.index(value),
+                relative=value,
+                pretrained=value is not None,
+                shape=tuple(variable.shape),
+                key=key,
+            )
+        )
+    return LayerDepth(rows)
+
+
+def _winner(
+    patterns: Mapping[str, float | None],
+    variable: keras.Variable,
+    aliases: Mapping[int, str],
+) -> str | None:
+    path = aliases.get(id(variable), variable.path)
+    for pattern in patterns:
+        if re.fullmatch(pattern, path):
+            return pattern
+    return None
+
+
+def _wins_nothing(pattern: str, variables: Sequence[keras.Variable]) -> str:
+    lost = [v.path for v in variables if re.fullmatch(pattern, v.path)]
+    why = (
+        f"which matches {lost[0]!r}, but a pattern before it wins that. Put "
+        "the narrower pattern first."
+        if lost
+        else "which matches the whole path of no variable, such as "
+        f"{[v.path for v in variables[:3]]}. For a part of a path write "
+        f"'.*{pattern}.*'."
+    )
+    return (
+        "Every pattern of `depth` must win at least one variable. Received: "
+        f"{pattern!r}, {why}"
+    )

@@ -1,19 +1,21 @@
-"""The order in which a call reads its weights, found without computing.
+"""Arguments to call a model with, and what a layer's own code calls.
 
-A model or a layer is called on symbolic tensors while a scope notes every
-variable that is read. Nothing is assigned, and nothing is drawn at random:
-training after it is the same bit for bit.
+Nothing is assigned, and nothing is drawn at random: training after it is the
+same bit for bit.
 """
 
 import dataclasses
 import inspect
+import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from keras_dualopt.depth import keras_hooks as hooks
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 # Tried in turn for the lengths that a model leaves open: of sequences, and of
 # the sides of images. Small ones first: torch may have to compute. Tables of
@@ -22,150 +24,117 @@ from keras_dualopt.depth import keras_hooks as hooks
 _OPEN_LENGTHS = ((8, 32), (4, 64), (2, 128), (1, 256), (16, 224), (2048, 512))
 
 
-def _batch_size() -> int:
-    """Return a batch size that suits layers, and devices that share a batch."""
-    distribution = keras.distribution.distribution()
-    mesh = getattr(distribution, "device_mesh", None)
-    # A batch of one is a special case to some layers.
-    return 2 * math.prod(mesh.shape if mesh is not None else ())
-
-
 @dataclasses.dataclass(frozen=True)
-class Reads:
-    """What a call reads.
+class Inner:
+    """A call of a layer inside of another one's code, with its arguments."""
 
-    Args:
-        variables: The ids of the variables, in order of first use.
-        complete: Whether the call came to its end.
-        refused: Whether computing for real, on torch, might come further.
-    """
-
-    variables: list[int]
-    complete: bool
-    refused: bool = False
-
-    def known_for(self, own: Collection[int]) -> bool:
-        """Tell whether the order of these variables is known.
-
-        A call that failed further on has made all the calls before.
-        """
-        if self.complete:
-            return True
-        return any(v in own for v in self.variables) and (
-            self.variables[-1] not in own
-        )
+    layer: keras.layers.Layer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
-def reads_of_model(model: keras.Model, compute: bool = False) -> Reads:
-    """Return what a model reads when it is called.
+def arguments_to_try(
+    model: keras.Model, stay_open: bool
+) -> Iterator[Arguments]:
+    """Yield symbolic arguments for a model, the likeliest first.
 
     Args:
         model: The model.
-        compute: As in `reads_of_call`.
+        stay_open: Whether lengths that the model leaves open stay so.
     """
-    best = Reads([], False)
     for args, kwargs in _symbolic_inputs(model):
-        reads = reads_of_call(model, args, kwargs, compute)
-        if reads.complete:
-            return reads
-        best = max(best, reads, key=lambda r: len(r.variables))
-    return best
+        if stay_open:
+            yield _mapped(_fresh, args, kwargs)
+        else:
+            yield from closed(model, args, kwargs)
 
 
-def reads_of_call(
-    layer: keras.layers.Layer,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    compute: bool = True,
-) -> Reads:
-    """Return what one call of a layer reads.
-
-    Args:
-        layer: The layer.
-        args: Its arguments, symbolic tensors among them.
-        kwargs: Its keyword arguments.
-        compute: Whether the call may be made on real tensors where torch has
-            no symbolic form of an operation, as Keras itself does.
-    """
-    if "training" in inspect.signature(layer.call).parameters:
-        kwargs = {**kwargs, "training": False}
-    tensors = _tensors((args, kwargs))
-    best = Reads([], False)
-    if not tensors:
-        return best
-    tried: set[tuple[tuple[int, ...], ...]] = set()
+def closed(
+    layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[Arguments]:
+    """Yield a call's arguments with shapes that are known in full."""
+    tried: set[tuple[Any, ...]] = set()
+    tensors = [*filter(_is_symbolic, keras.tree.flatten((args, kwargs)))]
     for sequence, side in (*_OPEN_LENGTHS, *_position_lengths(layer)):
-        closed = [_closed(tensor, sequence, side) for tensor in tensors]
-        shapes = tuple(tuple(tensor.shape) for tensor in closed)
-        if shapes in tried:
-            continue
-        tried.add(shapes)
-        call = _Call(layer, args, kwargs, tensors, 2 if compute else 1)
+        made = {id(t): _closed(t, sequence, side) for t in tensors}
+        shapes = tuple(tensor.shape for tensor in made.values())
+        if shapes not in tried:
+            tried.add(shapes)
+            yield _mapped(lambda t, made=made: made.get(id(t), t), args, kwargs)
+
+
+def in_inference(
+    layer: keras.layers.Layer, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return keyword arguments that say that a layer is not being trained."""
+    if "training" in inspect.signature(layer.call).parameters:
+        return {**kwargs, "training": False}
+    return kwargs
+
+
+def inner_calls(
+    layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Inner | int], Any]:
+    """Return what a layer's code calls and reads itself, and its outputs.
+
+    Its code runs on the backend's own abstract tensors, where torch has none
+    on real ones. A layer or a weight (its id) is named where it is first used.
+    """
+    found: dict[int, Inner | int] = {}
+    inside: list[keras.layers.Layer] = []
+
+    def read(variable: keras.Variable) -> None:
+        if not inside:
+            found.setdefault(id(variable), id(variable))
+
+    def called(inner: Any, args: Any, kwargs: Any, proceed: Any) -> Any:
+        if not inside and inner.weights and id(inner) not in found:
+            found[id(inner)] = Inner(inner, *_mapped(_fresh, args, kwargs))
+        inside.append(inner)
         try:
-            hooks.trace(call, closed)
-        except Exception:
-            # Layers raise what they like when a length does not suit them.
-            reads = Reads([*call.seen], False, call.refused)
-            best = max(best, reads, key=lambda r: len(r.variables))
-            continue
-        return Reads([*call.seen], True)
-    return best
+            return proceed()
+        finally:
+            inside.pop()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # Torch runs what failed on its meta device again on the real one.
+        found.clear()
+        inside.clear()
+        return layer.call(*args, **kwargs)
+
+    with hooks.real_calls(called, read):
+        outputs = hooks.run_abstractly(run, args, kwargs)
+    return [*found.values()], outputs
 
 
-def _position_lengths(
-    layer: keras.layers.Layer,
-) -> Iterator[tuple[int, int]]:
-    """Yield the lengths of a layer's tables of positions.
-
-    Some models take only sequences that are exactly as long.
-    """
-    for weight in layer.weights:
-        if "position" in weight.path and len(weight.shape) > 1:
-            yield weight.shape[-2], 64
+def symbolic(values: Any) -> Any:
+    """Return values with a symbolic tensor for each one of the backend."""
+    return keras.tree.map_structure(
+        lambda v: _fresh(v) if hooks.is_backend_tensor(v) else v, values
+    )
 
 
-class _Call:
-    """A function of tensors alone that makes a call and notes its reads.
+def _mapped(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """Return arguments with a function of every tensor in its place."""
 
-    Args:
-        layer: The layer to call.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        tensors: The symbolic tensors among them.
-        tries: How often it may be called: torch calls what failed on its meta
-            device again on the real one, which computes.
-    """
+    def one(leaf: Any) -> Any:
+        is_tensor = _is_symbolic(leaf) or hooks.is_backend_tensor(leaf)
+        return function(leaf) if is_tensor else leaf
 
-    def __init__(
-        self,
-        layer: keras.layers.Layer,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        tensors: Sequence[Any],
-        tries: int,
-    ) -> None:
-        self.seen: dict[int, None] = {}
-        self.refused = False
-        self._layer = layer
-        self._arguments = args, kwargs
-        self._tensors = tensors
-        self._tries = tries
+    made: Arguments = keras.tree.map_structure(one, (args, kwargs))
+    return made
 
-    def __call__(self, *values: Any) -> Any:
-        if not self._tries:
-            self.refused = True
-            raise RuntimeError("not on real tensors")
-        self._tries -= 1
-        self.seen.clear()
-        made = {id(t): v for t, v in zip(self._tensors, values, strict=True)}
 
-        def fill(argument: Any) -> Any:
-            return made.get(id(argument), argument)
+def _fresh(tensor: Any) -> keras.KerasTensor:
+    return keras.KerasTensor(
+        tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
+    )
 
-        args, kwargs = keras.tree.map_structure(fill, self._arguments)
-        with hooks.recording_scope(self.seen):
-            self._layer(*args, **kwargs)
-        return values[0]
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
 
 
 def _closed(tensor: Any, sequence: int, side: int) -> keras.KerasTensor:
@@ -184,39 +153,64 @@ def _closed(tensor: Any, sequence: int, side: int) -> keras.KerasTensor:
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
-def _tensors(arguments: Any) -> list[Any]:
-    unique = {
-        id(leaf): leaf
-        for leaf in keras.tree.flatten(arguments)
-        if isinstance(leaf, keras.KerasTensor)
-    }
-    return list(unique.values())
+def _batch_size() -> int:
+    """Return a batch size that suits layers, and devices that share a batch."""
+    distribution = keras.distribution.distribution()
+    mesh = getattr(distribution, "device_mesh", None)
+    # A batch of one is a special case to some layers.
+    return 2 * math.prod(mesh.shape if mesh is not None else ())
 
 
-def _symbolic_inputs(
-    model: keras.Model,
-) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return arguments to try a model's call with."""
+def _position_lengths(layer: keras.layers.Layer) -> Iterator[tuple[int, int]]:
+    """Yield the lengths of a layer's tables of positions.
+
+    Some models take only sequences that are exactly as long.
+    """
+    for weight in layer.weights:
+        if "position" in weight.path and len(weight.shape) > 1:
+            yield weight.shape[-2], 64
+
+
+def _symbolic_inputs(model: keras.Model) -> Iterator[Arguments]:
+    """Yield arguments for a model's call, their open lengths open."""
     if hooks.graph_of(model) is not None or isinstance(model, keras.Function):
         inputs = model.input if isinstance(model, keras.Function) else None
-        return [((model.inputs[0] if inputs is None else inputs,), {})]
-    # Keras records shapes, not types: token ids are told by trial.
+        yield (model.inputs[0] if inputs is None else inputs,), {}
+        return
     config = model.get_build_config() or {}
-    if "input_shape" in config:
-        shape = config["input_shape"]
-        return [((_symbolic(shape, t),), {}) for t in ("float32", "int32")]
-    if "shapes_dict" in config:
-        return [
-            (
+    shapes = config.get("shapes_dict", {})
+    # Keras records shapes, not types: token ids are told by trial.
+    for dtype in ("float32", "int32"):
+        if "input_shape" in config:
+            first = _symbolic(config["input_shape"], dtype)
+            for others in _shapes_of_others(model, config["input_shape"]):
+                yield (first, *(_symbolic(s, dtype) for s in others)), {}
+        elif shapes:
+            names = {name: name.removesuffix("_shape") for name in shapes}
+            yield (
                 (),
-                {
-                    name.removesuffix("_shape"): _symbolic(shape, dtype)
-                    for name, shape in config["shapes_dict"].items()
-                },
+                {names[n]: _symbolic(s, dtype) for n, s in shapes.items()},
             )
-            for dtype in ("float32", "int32")
-        ]
-    return []
+
+
+def _shapes_of_others(model: keras.Model, first: Any) -> Iterator[Any]:
+    """Yield shapes for the arguments of a call that Keras has not recorded.
+
+    Of several positional tensors it records the first one's: the others have
+    the shape of that one, or one that a layer of the model was built with.
+    """
+    required = [
+        parameter
+        for parameter in inspect.signature(model.call).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+    ][1:]
+    shapes = [first]
+    for layer in hooks.tracked_layers(model):
+        shape = (layer.get_build_config() or {}).get("input_shape")
+        if shape and shape not in shapes:
+            shapes.append(shape)
+    yield from itertools.product(shapes[:8], repeat=min(len(required), 2))
 
 
 def _symbolic(shape: Any, dtype: str) -> Any:

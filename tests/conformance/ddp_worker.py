@@ -3,6 +3,7 @@
 Called as `ddp_worker.py FOLDER`; each process writes what it ended with.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from keras_dualopt import DualOpt
 
-STEPS = 6
+STEPS = 100
 PROCESSES = 2
 MODES = {"finetune": networks.FINETUNE, "scratch": networks.SCRATCH}
 
@@ -47,6 +48,48 @@ def train(mode, part):
     }
 
 
+def fully_shard(model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    # What is wrong without a word: Keras computes with whole tensors of its
+    # own, and no gradient reaches the sharded parameters.
+    keras.ops.sum(model(networks.data()[0])).backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def fully_sharded(model, **arguments):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    device = torch.device("cpu")
+    FullyShardedDataParallel(model, device_id=device, **arguments)
+
+
+SHARDED = {
+    "FSDP2": fully_shard,
+    "FSDP1": fully_sharded,
+    "FSDP1, original parameters": functools.partial(
+        fully_sharded, use_orig_params=True
+    ),
+}
+
+
+def refusals():
+    """Return what is said of a model that was sharded in each way."""
+    for name, shard in SHARDED.items():
+        model = networks.network()
+        shard(model)
+        optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
+        try:
+            optimizer.build(model.trainable_variables)
+        except ValueError as error:
+            yield f"refused.{name}", np.array(str(error))
+
+
 def process(part, folder):
     torch.distributed.init_process_group(
         "gloo",
@@ -57,6 +100,7 @@ def process(part, folder):
     results = {}
     for mode in MODES:
         results.update(train(mode, part))
+    results.update(refusals())
     np.savez(Path(folder) / f"{part}.npz", **results)
     torch.distributed.destroy_process_group()
 

@@ -171,7 +171,8 @@ def test_anchors_are_not_taken_again():
     networks.fit(model, 2)
     model.optimizer.iterations.assign(0)
     model.set_weights(OTHER)
-    networks.fit(model, 2, start=2)
+    with networks.warns_of_new_weights():
+        networks.fit(model, 2, start=2)
     networks.assert_anchored_at(model.optimizer, PRETRAINED)
 
 

@@ -148,9 +148,7 @@ def test_setting_is_read_only_after_build(name):
     before = getattr(optimizer, name)
     # The other arguments belong to the mode: there is no old one to keep.
     way_out = "" if name == "mode" else r".*anchor_at\(old\)"
-    words = (
-        rf"Expected: `{name}` (stays|cannot be changed) .*new DualOpt{way_out}"
-    )
+    words = rf"^`{name}` (stays|cannot be changed) .*new DualOpt{way_out}"
     with pytest.raises(ValueError, match=words):
         setattr(optimizer, name, SETTINGS[name])
     assert getattr(optimizer, name) is before

@@ -9,7 +9,7 @@ from cases import BACKEND
 if BACKEND != "torch":
     pytest.skip("torch's own way to distribute", allow_module_level=True)
 
-from conformance.ddp_worker import MODES, PROCESSES, STEPS
+from conformance.ddp_worker import MODES, PROCESSES, SHARDED, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +44,12 @@ def test_both_processes_hold_the_same_numbers(results):
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(second[name], value)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_parameters_are_refused(name, results):
+    """Keras' layers go on computing with the variables they hold."""
+    for found in results:
+        said = str(found[f"refused.{name}"])
+        for word in ("dense_", "fully_shard", "DistributedDataParallel"):
+            assert word in said

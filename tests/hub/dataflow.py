@@ -16,7 +16,8 @@ def graph_edges(model):
     """Yield pairs of layers: the second reads what the first has made.
 
     Between layers that own weights, those without looked through, and nested
-    Functional models entered.
+    Functional models entered. Layers that hide others and read or make several
+    tensors are left to the program.
     """
     edges = set()
     _outputs(model, [NOTHING for _ in model.inputs], edges)
@@ -55,7 +56,13 @@ def _outputs(model, inputs, edges):
                 if same
                 else [NOTHING.union(*results)] * len(node.outputs)
             )
-        edges.update((source, operation) for source in union)
+        # A layer that hides others may use one input before another, and make
+        # one output before another.
+        hides = bool(operation._layers)
+        if len(sources) == 1 or not hides:
+            edges.update((source, operation) for source in union)
+        if hides and len(node.outputs) > 1:
+            return [NOTHING] * len(node.outputs)
         return [frozenset({operation})] * len(node.outputs)
 
     return [of(tensor) for tensor in graph.outputs]

@@ -9,7 +9,6 @@ import keras_hub
 import pytest
 from hub import dataflow
 from hub.zoo import (
-    DIFFERENT,
     EXPECTED,
     MODELS,
     build,
@@ -83,9 +82,7 @@ ORDERS = {
     "retinanet": [
         "(conv1|stack).*",
         "fpn/lateral_conv_P5/.*",
-        "fpn/lateral_conv_P4/.*",
-        "fpn/lateral_conv_P3/.*",
-        "fpn/(output_conv|coarser)_.*",
+        ("fpn/output_conv_P3/.*", "fpn/output_conv_P4/.*"),
     ],
     "clip": [
         ("embedding/patch_embedding/.*", "embedding/token_embedding/.*"),
@@ -98,7 +95,7 @@ ORDERS = {
         "(encoder|decoder)_position_embedding/.*",
         "transformer_encoder_layer_0/.*",
         "transformer_encoder_layer_1/.*",
-        "transformer_decoder_layer_0/.*",
+        "transformer_decoder_layer_0/cross_attention/.*",
         "transformer_decoder_layer_1/.*",
     ],
     "applications_convnext": [
@@ -211,7 +208,8 @@ def test_fresh_layers_that_cannot_be_told_are_named_in_a_warning():
     with pytest.warns(UserWarning, match="fpn/lateral_conv_P3") as caught:
         layer_depth(model_of("retinanet"))
     (message,) = [str(w.message) for w in caught]
-    assert "fpn/coarser_P6" in message
+    assert re.search(r"and \d+ more", message)
+    assert len(message) < 500
     assert "stack" not in message
     assert "box_head" not in message
     assert "`head=`" in message
@@ -253,8 +251,6 @@ def test_a_copy_from_its_config_takes_the_same_table():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_depths_are_the_same_on_every_backend(name):
-    if name in DIFFERENT:
-        pytest.skip(DIFFERENT[name])
     expected = json.loads(EXPECTED.read_text())
     if expected["keras_hub"] != keras_hub.__version__:
         pytest.skip(f"written with KerasHub {expected['keras_hub']}")
@@ -280,7 +276,6 @@ EXCEPTIONS = {
     ),
     "deberta_v3": ("rel_embedding/.*", "positions shared by all blocks"),
     "falcon": TIED,
-    "flux": (".*", "joint attention: two streams that feed each other"),
     "gemma": TIED,
     "gemma3": TIED,
     "gpt2": TIED,
@@ -300,11 +295,6 @@ EXCEPTIONS = {
     "qwen": TIED,
     "qwen3": TIED,
     "rwkv7": (".*/RWKV_TIME_MIX/(k_k|r_k)", "owned by the whole time mix"),
-    "sam": (".*", DIFFERENT["sam"]),
-    "siglip": ("head/variable.*", QUERY),
-    "video_prism": ("video_pooler/pooling_attention_query", QUERY),
-    "vit": (".*/position_embedding/.*", "added after the class token is"),
-    "xlnet": (".*_attention_bias", "handed to the attention, added inside"),
 }
 
 
@@ -325,7 +315,8 @@ def test_relative_never_falls_along_an_edge_of_the_graph(name):
         )
     }
     edges = dataflow.graph_edges(model)
-    assert edges
+    # These are layers that read or make several tensors.
+    assert edges or name in ("dinov3", "flux", "t5", "xlnet")
     for source, target in edges:
         before, after = (
             [
@@ -359,7 +350,7 @@ def symbolic_inputs(model):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="reads JAX's own program")
 @pytest.mark.filterwarnings("ignore")  # KerasHub's own, in the call.
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in DIFFERENT])
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "sam"])
 def test_relative_never_falls_along_the_flow_inside_layers(name):
     model = model_of(name)
     for inputs in symbolic_inputs(model):

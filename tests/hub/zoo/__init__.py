@@ -20,11 +20,6 @@ from keras_dualopt.depth import layer_depth
 
 MODELS = {**images.MODELS, **maps.MODELS, **text.MODELS, **pairs.MODELS}
 
-# Why a model is not the same on every backend.
-DIFFERENT = {
-    "sam": "keras.ops.cond: JAX traces both branches, torch runs one of them"
-}
-
 EXPECTED = pathlib.Path(__file__).parents[1] / "expected_depth.json"
 
 
@@ -81,9 +76,7 @@ def write_expected():
     From tests/: python -c "from hub import zoo; zoo.write_expected()".
     """
     expected = {
-        name: fingerprint(layer_depth(build(name), head=()))
-        for name in MODELS
-        if name not in DIFFERENT
+        name: fingerprint(layer_depth(build(name), head=())) for name in MODELS
     }
     text = json.dumps(
         {"keras_hub": keras_hub.__version__, "models": expected}, indent=1

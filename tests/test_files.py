@@ -4,6 +4,7 @@ import keras
 import networks
 import numpy as np
 import pytest
+from conformance.checkpoint_worker import DATA, unpacked
 
 from keras_dualopt import DualOpt
 from keras_dualopt.files import restore_optimizer, save_without_anchors
@@ -216,3 +217,34 @@ def test_scratch_mode_has_no_anchors_to_leave_out(tmp_path):
         ValueError, match="`save_without_anchors` needs fine-tune"
     ):
         save_without_anchors(model, tmp_path / "model.keras")
+
+
+def test_a_file_of_version_0_1_with_a_loss_scale_is_read(tmp_path):
+    """`LossScaleOptimizer` goes by the order of the state, and by nothing else.
+
+    Written by torch, with version 0.1, after three steps at a scale of 4.
+    """
+    path = unpacked(DATA / "scaled-torch.weights.h5.gz", tmp_path)
+    model = networks.compiled(wrapped(), networks.weights(seed=99))
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    inner = model.optimizer.inner_optimizer
+    assert int(inner.iterations) == 3
+    networks.assert_anchored_at(inner, networks.weights())
+    networks.fit(model, 2, start=3)
+    networks.assert_close(model, networks.expected(5)[-1])
+
+
+@pytest.mark.parametrize("base", ["adam", keras.optimizers.Nadam])
+def test_anchors_that_come_back_take_their_old_place_in_the_state(base):
+    optimizer = dual_opt(base=base if base == "adam" else base())
+    model = networks.compiled(optimizer, networks.weights())
+    optimizer.build(model.trainable_variables)
+    # A file of version 0.1 has the same order.
+    names = [variable.name for variable in optimizer.variables]
+    first = next(n for n, name in enumerate(names) if name.endswith("anchor"))
+    assert names[first - 1] == "anchors_taken"
+    assert not any(name.endswith("anchor") for name in names[first + 6 :])
+    optimizer.drop_anchors()
+    optimizer.anchor_at()
+    assert [variable.name for variable in optimizer.variables] == names

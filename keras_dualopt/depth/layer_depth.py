@@ -6,10 +6,9 @@ from typing import Any
 
 import keras
 
-from keras_dualopt.depth import keras_hooks as hooks
-from keras_dualopt.depth.flow import order_of
+from keras_dualopt.depth.calls import graph_of_calls
+from keras_dualopt.depth.graph import Graph
 from keras_dualopt.depth.head import find_head, select_head
-from keras_dualopt.depth.order import Order
 from keras_dualopt.depth.structure import Owner, Structure, Weight
 from keras_dualopt.depth.table import DepthRow, LayerDepth, is_optional
 
@@ -21,10 +20,10 @@ def layer_depth(model: keras.Model, head: Any = None) -> LayerDepth:
         model: A built model: Sequential, Functional or subclassed, nested as
             it likes.
         head: What was not pretrained. `None`: what lies outside a KerasHub
-            task's backbone, or outside the largest nested model, or the last
-            layer. `()`: nothing. Or layers, variables and patterns (regular
-            expressions that match the whole path of a weight or a layer), one
-            or a list of them.
+            task's backbone, or outside a nested model that is most of this
+            one, or the last layer (a `Sequential` is one). `()`: nothing. Or
+            layers, variables and patterns (regular expressions that match the
+            whole path of a weight or a layer), one or a list of them.
 
     Returns:
         The table, one row for each weight.
@@ -40,15 +39,14 @@ def layer_depth(model: keras.Model, head: Any = None) -> LayerDepth:
             f"{_described(model)}. Call it on data or `build` it first."
         )
     structure = Structure(model)
-    with hooks.losses_kept(o.layer for o in structure.owners.values()):
-        order = order_of(structure)
+    graph = graph_of_calls(structure)
     if head is None:
-        new = find_head(structure, order)
+        new = find_head(structure, graph)
     elif isinstance(head, list | tuple | set | frozenset) and not head:
         new = set()
     else:
         new = select_head(structure, head)
-    relative = _relative(structure, order, new)
+    relative = _relative(structure, graph, new)
     return LayerDepth(
         _rows(structure, relative, new),
         headless=head is not None and not new,
@@ -56,11 +54,11 @@ def layer_depth(model: keras.Model, head: Any = None) -> LayerDepth:
 
 
 def _relative(
-    structure: Structure, order: Order, new: set[str]
+    structure: Structure, graph: Graph, new: set[str]
 ) -> dict[int, Fraction]:
     """Return the depth of every unit that counts, 0 to 1."""
     counted = {w.unit for w in structure.weights if w.key not in new}
-    placed = order.positions(counted)
+    placed = graph.positions(counted)
     nearby = _shallowest_under(structure, placed, counted)
     position = {
         unit: placed[unit]

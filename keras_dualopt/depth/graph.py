@@ -9,6 +9,9 @@ import dataclasses
 from collections.abc import Collection, Iterable
 from fractions import Fraction
 
+# Where a tensor comes from: the calls one reads when one reads it.
+Sources = tuple[int, ...]
+
 
 @dataclasses.dataclass(eq=False)
 class Call:
@@ -18,14 +21,16 @@ class Call:
         units: The units read in this call; none for a layer without weights.
         inputs: The calls whose results it reads.
         adds: Whether it adds its inputs up.
+        again: The calls (from, up to) that it makes once more.
     """
 
     units: tuple[int, ...]
-    inputs: tuple[int, ...]
+    inputs: Sources
     adds: bool = False
+    again: tuple[int, int] | None = None
 
 
-class Order:
+class Graph:
     """A graph in which every call comes after those it reads."""
 
     def __init__(self) -> None:
@@ -37,9 +42,10 @@ class Order:
         units: Iterable[int],
         inputs: Iterable[int],
         adds: bool = False,
+        again: tuple[int, int] | None = None,
     ) -> int:
         """Add a call and return its number."""
-        call = Call(tuple(units), tuple(dict.fromkeys(inputs)), adds)
+        call = Call(tuple(units), tuple(dict.fromkeys(inputs)), adds, again)
         number = len(self.calls)
         self.calls.append(call)
         self._outputs.append([])
@@ -47,10 +53,18 @@ class Order:
             self._outputs[source].append(number)
         return number
 
-    def join(self, inputs: Iterable[int]) -> tuple[int, ...]:
-        """Return calls as one place to read from: at most one call."""
-        sources = tuple(dict.fromkeys(inputs))
-        return sources if len(sources) < 2 else (self.add((), sources),)
+    def cut(self, start: int) -> None:
+        """Take back the calls from one on."""
+        for call in self.calls[start:]:
+            for source in call.inputs:
+                if source < start:
+                    self._outputs[source].pop()
+        del self.calls[start:], self._outputs[start:]
+
+    def open_ends(self, start: int) -> Sources:
+        """Return the calls from one on that none has read yet."""
+        last = range(start, len(self.calls))
+        return tuple(number for number in last if not self._outputs[number])
 
     def distances(self, counted: Collection[int]) -> list[tuple[int, int]]:
         """Return d_in and d_out of every call.
@@ -58,10 +72,12 @@ class Order:
         Args:
             counted: The units that count as a step on a path.
         """
-        steps = [
-            int(any(unit in counted for unit in call.units))
-            for call in self.calls
-        ]
+        steps: list[int] = []
+        for call in self.calls:
+            step = int(any(unit in counted for unit in call.units))
+            steps.append(
+                self._length(*call.again, steps) if call.again else step
+            )
         before = [0] * len(steps)
         after = [0] * len(steps)
         for number, call in enumerate(self.calls):
@@ -78,16 +94,31 @@ class Order:
         return list(zip(before, after, strict=True))
 
     def positions(self, counted: Collection[int]) -> dict[int, Fraction]:
-        """Return r of every unit, at the call that uses it first."""
-        first: dict[int, tuple[int, int, int]] = {}
-        for number, (before, after) in enumerate(self.distances(counted)):
-            for unit in self.calls[number].units:
-                place = (before, -after, number)
-                first[unit] = min(first.get(unit, place), place)
+        """Return r of every unit, of all its calls the widest way."""
+        places = self._places(counted)
         return {
-            unit: Fraction(before, before - after) if before else Fraction(0)
-            for unit, (before, after, _) in first.items()
+            unit: Fraction(before, before + after) if before else Fraction(0)
+            for unit, (before, after) in places.items()
         }
+
+    def _places(self, counted: Collection[int]) -> dict[int, tuple[int, int]]:
+        """Return the smallest d_in and the largest d_out of every unit."""
+        places: dict[int, tuple[int, int]] = {}
+        for call, (before, after) in zip(
+            self.calls, self.distances(counted), strict=True
+        ):
+            for unit in call.units:
+                known = places.get(unit, (before, after))
+                places[unit] = min(known[0], before), max(known[1], after)
+        return places
+
+    def _length(self, start: int, end: int, steps: list[int]) -> int:
+        """Return the steps of the longest path through some of the calls."""
+        lengths: dict[int, int] = {}
+        for number in range(start, end):
+            ways = [lengths.get(i, 0) for i in self.calls[number].inputs]
+            lengths[number] = max(ways, default=0) + steps[number]
+        return max(lengths.values(), default=0)
 
     def after(self, units: Collection[int]) -> set[int]:
         """Return the units of the calls that read, at last, these units'."""
@@ -104,16 +135,11 @@ class Order:
     def last_units(self, counted: Collection[int]) -> set[int]:
         """Return the units of the layers that nothing else follows.
 
-        Of several that end in the same result, the deepest. A call that is not
-        a unit's first (a tied embedding as output) is no unit of its own.
+        Of several that end in the same result, the deepest. One that has more
+        calls, as a tied embedding has, is last only if nothing follows any.
         """
         distances = self.distances(counted)
-        first: dict[int, int] = {}
-        for number, call in enumerate(self.calls):
-            for unit in call.units:
-                here = first.setdefault(unit, number)
-                if distances[number][0] < distances[here][0]:
-                    first[unit] = number
+        places = self._places(counted)
         last: set[int] = set()
         for number in range(len(self.calls)):
             ends = () if self._outputs[number] else self._ends(number, counted)
@@ -122,7 +148,7 @@ class Order:
                 last.update(
                     unit
                     for unit in self.calls[deepest].units
-                    if unit in counted and first[unit] == deepest
+                    if unit in counted and places[unit][1] == 0
                 )
         return last
 

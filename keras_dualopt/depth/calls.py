@@ -1,0 +1,399 @@
+"""From a model to the graph of its layers' calls.
+
+The model is called on symbolic tensors, and so is every layer that hides
+others, down to layers that are one unit: what each call reads is then known,
+parallel branches included, and nothing is computed. A layer whose own code
+refuses symbolic tensors is a chain: its layers in the order in which it calls
+them.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import enum
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from keras_dualopt.caller import stacklevel
+from keras_dualopt.depth import keras_hooks as hooks
+from keras_dualopt.depth import trace
+from keras_dualopt.depth.graph import Graph, Sources
+from keras_dualopt.depth.structure import Structure
+
+
+def graph_of_calls(structure: Structure) -> Graph:
+    """Return the graph of a model's layer calls.
+
+    Layers that nothing reads are missing from it.
+    """
+    with hooks.left_as_it_was(structure.model):
+        calls = _calls_of(structure)
+    calls.warn()
+    return calls.graph
+
+
+def _calls_of(structure: Structure) -> "_Calls":
+    reason = "its inputs are not known"
+    for trust in _Trust:
+        stay_open = trust is _Trust.AS_MADE
+        for given in trace.arguments_to_try(structure.model, stay_open):
+            calls = _Calls(structure, trust)
+            try:
+                calls.add_model(*given)
+            except Exception as error:
+                # Layers raise what they like where a length does not suit.
+                reason = _reason(error)
+            else:
+                return calls
+    calls = _Calls(structure, _Trust.AS_MADE)
+    calls.add_as_made(structure.model, (), reason)
+    return calls
+
+
+class _Trust(enum.Enum):
+    """How far a layer is believed that refuses symbolic tensors."""
+
+    NONE = "other lengths may suit all layers"
+    IN_A_ROW = "its layers come in the order in which it calls them"
+    AS_MADE = "where that fails, in the order in which they were made"
+
+
+class _Refused(Exception):
+    """A layer cannot be traced with these arguments."""
+
+
+@dataclasses.dataclass
+class _Known:
+    """An earlier call of a layer: its arguments' kind, outputs and calls."""
+
+    kind: str
+    outputs: Any
+    calls: tuple[int, int]
+
+
+class _Calls:
+    """One symbolic call of a model.
+
+    Args:
+        structure: The model's structure; a weight that turns out to belong to
+            a second call of its layer becomes a unit of its own in it.
+        trust: How far to go for a layer that refuses symbolic tensors.
+    """
+
+    def __init__(self, structure: Structure, trust: _Trust) -> None:
+        self.graph = Graph()
+        self._structure = structure
+        self._trust = trust
+        # Where tensors come from. They are kept, so that no id comes back.
+        self._sources: dict[int, tuple[Any, Sources]] = {}
+        # Weights read since the last call; none where only shapes matter.
+        self._reads: dict[int, None] = {}
+        self._only_shapes = False
+        # What each layer has read or called before.
+        self._read_by: dict[int, dict[str, tuple[Any, list[int]]]] = (
+            collections.defaultdict(dict)
+        )
+        self._known: dict[int, list[_Known]] = collections.defaultdict(list)
+        self._untraced: dict[str, str] = {}
+        self._in_a_row: dict[str, str] = {}
+
+    def add_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Add a call of the whole model."""
+        model = self._structure.model
+        with hooks.symbolic_calls(self._call, self._either, self._note):
+            model(*args, **trace.in_inference(model, kwargs))
+
+    def _note(self, variable: keras.Variable) -> None:
+        if not self._only_shapes:
+            self._reads.setdefault(id(variable))
+
+    def _call(self, operation: Any, args: Any, kwargs: Any) -> Any:
+        """Add a call of a layer or of an operation; return its outputs."""
+        if self._only_shapes:
+            return hooks.outputs_of(operation, args, kwargs)
+        if not isinstance(operation, keras.layers.Layer):
+            return self._operation(operation, args, kwargs)
+        units = self._structure.units_of(operation.weights)
+        hides = len(units) > 1 or isinstance(operation, keras.Model)
+        if hides or not (units or hooks.is_keras_own(operation)):
+            return self._open(operation, args, kwargs)
+        with self._shapes():
+            outputs = hooks.outputs_of(operation, args, kwargs)
+        reads = [*self._reads, *self._reads_of(operation, args, kwargs)]
+        adds = type(operation).__name__ == "Add"
+        return self._made(
+            outputs, self._add(reads, self._of(args, kwargs), adds)
+        )
+
+    def _operation(self, operation: Any, args: Any, kwargs: Any) -> Any:
+        start = len(self.graph.calls)
+        outputs = hooks.outputs_of(operation, args, kwargs)
+        leaves = keras.tree.flatten((args, kwargs))
+        given = [id(x) for x in leaves if isinstance(x, keras.Variable)]
+        reads = dict.fromkeys([*self._reads, *given])
+        # Of a condition: the layers that its functions have called.
+        inside = self.graph.open_ends(start)
+        end = tuple(dict.fromkeys([*self._of(args, kwargs), *inside]))
+        if any(callable(leaf) for leaf in leaves):
+            for read in reads:
+                end = self._add([read], end)
+        adds = type(operation).__name__ == "Add"
+        return self._made(outputs, self._add(reads, end, adds))
+
+    def _either(self, condition: Any, first: Any, second: Any) -> Any:
+        """Return the outputs of the two branches of a condition as one."""
+        end = self._of((condition, first, second), {})
+        return self._made(keras.tree.map_structure(_copied, first), end)
+
+    # Layers that are one unit.
+
+    def _reads_of(
+        self, layer: keras.layers.Layer, args: Any, kwargs: Any
+    ) -> list[int]:
+        """Return the weights that a call of a layer reads.
+
+        A weight that is read by a second call alone is a unit of its own: the
+        untied output weights of a reversible embedding lie where the output
+        is made.
+        """
+        own = [id(weight) for weight in layer.weights]
+        earlier = self._read_by[id(layer)]
+        key = _kind((args, kwargs))
+        if earlier and key not in earlier and len(own) > 1:
+            reads = self._traced_reads(layer, args, kwargs)
+            if len(reads) < len(own):
+                known = earlier.values()
+                before = [self._traced_reads(layer, *call) for call, _ in known]
+                weights = self._structure.by_variable
+                late = [v for v in reads if v not in set().union(*before)]
+                self._structure.split([weights[v] for v in late])
+                own = reads
+        return earlier.setdefault(key, ((args, kwargs), own))[1]
+
+    def _traced_reads(
+        self, layer: keras.layers.Layer, args: Any, kwargs: Any
+    ) -> list[int]:
+        own = [id(weight) for weight in layer.weights]
+        kept, self._reads = self._reads, {}
+        try:
+            hooks.run_abstractly(layer.call, args, kwargs)
+            return [read for read in own if read in self._reads] or own
+        except Exception:
+            return own
+        finally:
+            self._reads = kept
+
+    # Layers that hide others.
+
+    def _open(self, layer: keras.layers.Layer, args: Any, kwargs: Any) -> Any:
+        """Add what a layer calls, or its two first calls once more."""
+        kind = _kind((args, kwargs))
+        earlier = self._known[id(layer)]
+        for known in earlier[1:]:
+            if known.kind == kind:
+                return self._again(known, args, kwargs)
+        start, reads = len(self.graph.calls), dict(self._reads)
+        try:
+            outputs = layer.call(*args, **kwargs)
+        except _Refused:
+            raise
+        except Exception as error:
+            self._forget(start, reads)
+            if not self._structure.units_of(layer.weights):
+                outputs = hooks.outputs_of(layer, args, kwargs)
+                return self._made(outputs, self._of(args, kwargs))
+            # What a graph calls needs other lengths.
+            graph = hooks.graph_of(layer) is not None
+            if self._trust is _Trust.NONE or (
+                graph and self._trust is _Trust.IN_A_ROW
+            ):
+                raise _Refused(_reason(error)) from error
+            outputs = self._in_order(layer, args, kwargs, error)
+        end = len(self.graph.calls)
+        earlier.append(_Known(kind, outputs, (start, end)))
+        return outputs
+
+    def _again(self, known: _Known, args: Any, kwargs: Any) -> Any:
+        """Add a call like an earlier one, in one: nested calls multiply."""
+        calls = self.graph.calls[slice(*known.calls)]
+        units = dict.fromkeys(unit for call in calls for unit in call.units)
+        outputs = keras.tree.map_structure(_copied, known.outputs)
+        number = self.graph.add(
+            units, self._of(args, kwargs), again=known.calls
+        )
+        return self._made(outputs, (number,))
+
+    def _forget(self, start: int, reads: dict[int, None]) -> None:
+        self._reads = dict(reads)
+        self.graph.cut(start)
+        for known in self._known.values():
+            known[:] = [k for k in known if k.calls[1] <= start]
+
+    def _in_order(
+        self, layer: keras.layers.Layer, args: Any, kwargs: Any, why: Exception
+    ) -> Any:
+        """Add what a layer calls in a row, as its own code refuses tensors."""
+        end = self._of(args, kwargs)
+        start, reads = len(self.graph.calls), dict(self._reads)
+        reason = why
+        for given in trace.closed(layer, args, kwargs):
+            try:
+                inner, outputs = trace.inner_calls(layer, *given)
+                self._reads = dict(reads)
+                end = self._row(inner, self._of(args, kwargs))
+                break
+            except Exception as error:
+                reason = error
+                self._forget(start, reads)
+        else:
+            if self._trust is not _Trust.AS_MADE:
+                raise _Refused(_reason(reason)) from reason
+            self.add_as_made(layer, end, _reason(reason))
+            end = self.graph.open_ends(start)
+        if not hooks.is_of_a_library(layer):
+            self._in_a_row[self._path(layer)] = _reason(why)
+        if self._trust is _Trust.AS_MADE:
+            try:
+                outputs = layer.compute_output_spec(*args, **kwargs)
+            except Exception:
+                if not hasattr(layer, "output"):
+                    raise _Refused(_reason(reason)) from None
+                # As it was when a Functional model called it.
+                outputs = keras.tree.map_structure(_copied, layer.output)
+        return self._made(outputs, end)
+
+    def _row(self, inner: Iterable[Any], end: Sources) -> Sources:
+        """Add reads and calls one after another, what is new in each."""
+        weights = self._structure.by_variable
+        done: set[int] = set()
+        for one in inner:
+            call = isinstance(one, trace.Inner)
+            reads = [id(w) for w in one.layer.weights] if call else [one]
+            units = {weights[v].unit for v in reads if v in weights}
+            if units <= done:
+                continue
+            done |= units
+            if call:
+                self._made((one.args, one.kwargs), end)
+                outputs = one.layer(*one.args, **one.kwargs)
+                end = self._of((outputs,), {}) or end
+            else:
+                end = self._add([one], end)
+        return end
+
+    def add_as_made(
+        self, layer: keras.layers.Layer, end: Sources, reason: str
+    ) -> None:
+        """Add the layers of a layer in the order in which they were made."""
+        self._untraced[self._path(layer)] = reason
+        for unit in self._structure.units_of(layer.weights):
+            end = (self.graph.add([unit], end),)
+
+    # Tensors.
+
+    def _add(
+        self, reads: Iterable[int], inputs: Sources, adds: bool = False
+    ) -> Sources:
+        """Add a call that reads some weights; return what it ends in."""
+        weights = self._structure.by_variable
+        units = dict.fromkeys(weights[v].unit for v in reads if v in weights)
+        self._reads.clear()
+        if not units and len(inputs) < 2:
+            return inputs
+        return (self.graph.add(units, inputs, adds),)
+
+    def _of(self, args: Any, kwargs: Any) -> Sources:
+        """Return where the tensors among some arguments come from."""
+        return tuple(
+            dict.fromkeys(
+                source
+                for leaf in keras.tree.flatten((args, kwargs))
+                for source in self._sources.get(id(leaf), (None, ()))[1]
+            )
+        )
+
+    def _made(self, outputs: Any, end: Sources) -> Any:
+        """Note where outputs come from; make those symbolic that are not.
+
+        What a layer makes of its weights alone is a tensor of the backend.
+        """
+        outputs = trace.symbolic(outputs)
+        for leaf in keras.tree.flatten(outputs):
+            if isinstance(leaf, keras.KerasTensor):
+                self._sources[id(leaf)] = leaf, end
+        return outputs
+
+    @contextlib.contextmanager
+    def _shapes(self) -> Iterator[None]:
+        """Take calls for shapes alone, as those inside of a unit."""
+        self._only_shapes = True
+        try:
+            yield
+        finally:
+            self._only_shapes = False
+
+    # What was not to be known.
+
+    def _path(self, layer: keras.layers.Layer) -> str:
+        owner = self._structure.owners.get(id(layer))
+        name = layer.name if owner is None else owner.path
+        return f"{name!r} ({type(layer).__name__})"
+
+    def warn(self) -> None:
+        """Say which layers' order is a guess, all in one warning."""
+        if self._untraced:
+            warnings.warn(
+                f"The call of {_listed(self._untraced)} could not be traced. "
+                "Its layers are taken in the order in which they were made. "
+                "Where that is not the order in which they run, the depths "
+                "are wrong, and the head that is found may be: give the "
+                "optimizer `depth=`, or name the head (`head=` of "
+                "`layer_depth` or `bind`).",
+                stacklevel=stacklevel(),
+            )
+        elif self._in_a_row:
+            warnings.warn(
+                f"The call of {_listed(self._in_a_row)} takes no symbolic "
+                "tensors. Its layers are taken one after another, in the "
+                "order in which it calls them. Where some run side by side, "
+                "give the optimizer `depth=`, or write the call with "
+                "`keras.ops`.",
+                stacklevel=stacklevel(),
+            )
+
+
+def _listed(found: dict[str, str]) -> str:
+    name, reason = next(iter(found.items()))
+    more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{name}{more} ({reason})"
+
+
+def _reason(error: Exception) -> str:
+    """Return what a layer said, without what Keras wraps round it."""
+    text = str(error).rpartition("Error encountered:\n\n")[2]
+    text = text.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception enc")]
+    first = (said or lines or [""])[0][:200]
+    name = type(error).__name__
+    return first if isinstance(error, _Refused) else f"{name}: {first}"
+
+
+def _kind(arguments: Any) -> str:
+    """Return what two calls that do the same have in common."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, keras.KerasTensor):
+            return leaf.shape, leaf.dtype
+        return leaf if isinstance(leaf, str | int | float) else id(leaf)
+
+    return str(keras.tree.map_structure(one, arguments))
+
+
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, keras.KerasTensor):
+        return keras.KerasTensor(leaf.shape, dtype=leaf.dtype)
+    return leaf
