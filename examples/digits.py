@@ -235,7 +235,11 @@ def report_finetuning(results, adam, dual):
         more = kept_more(results, adam, setting)
         print(
             f"  {setting!s:<27} "
-            + ("outside of the rows of Adam" if more is None else f"{more:+5.1f}")
+            + (
+                "outside of the rows of Adam"
+                if more is None
+                else f"{more:+5.1f}"
+            )
         )
     return [setting for setting in (slower, chosen) if setting is not None]
 
