@@ -31,6 +31,7 @@ SLOW = {
     "test_across_backends": "compares three processes",
     "test_benchmarks": "runs the benchmarks",
     "test_crash": "kills processes",
+    "test_damaged_files": "reads hundreds of files",
     "test_ddp": "starts processes",
     "test_depth_tracing": "trains each network twice",
     "test_distributed": "starts processes",
