@@ -5,9 +5,9 @@
 
 The preset is a BERT of two layers, pretrained on English text (17 MB). With
 `--small`, and where the preset cannot be reached, a BERT of its own first
-learns to tell films from food and then takes the preset's place: what it still
-knows of that is measured after each epoch. The reviews are made up from a few
-words; the new task is to tell good ones from bad ones.
+learns which of eight verdicts a review ends with and then takes the preset's
+place: what it still knows of that is measured after each epoch. The reviews are
+made up from a few words; the new task is to tell good ones from bad ones.
 
 It prints what is pulled and how far it may go, writes the picture of how far
 each layer went (`out/bert.png`), and a file without a second copy of the
@@ -27,32 +27,27 @@ from keras_dualopt.callbacks import Drift, Retention
 
 PRESET = "bert_tiny_en_uncased"
 OPENINGS = ("we had", "this was", "a friend found", "they made")
-THINGS = (
-    ("a film", "the story", "an actor", "the music"),
-    ("a soup", "the bread", "a dinner", "the cake"),
-)
-VERDICTS = (
-    ("dull and slow", "a sad waste", "bad in every way", "poor again"),
-    ("bright and quick", "a rare joy", "good in every way", "rich again"),
-)
+THINGS = ("a film", "the story", "an actor", "a soup", "the bread", "a dinner")
+BAD = ("dull and slow", "a sad waste", "not worth it", "poor again")
+GOOD = ("bright and quick", "a rare joy", "well worth it", "rich again")
 
 
 def reviews():
-    """Return texts, what they are about, and whether they are good."""
+    """Return texts, which verdict each ends with, and whether it is good."""
+    verdicts = BAD + GOOD
     rows = [
-        (f"{opening} {thing} {verdict}", about, good)
-        for opening in OPENINGS
-        for about, good in itertools.product((0, 1), (0, 1))
-        for thing in THINGS[about]
-        for verdict in VERDICTS[good]
+        (f"{opening} {thing} {verdict}", verdicts.index(verdict))
+        for opening, thing, verdict in itertools.product(
+            OPENINGS, THINGS, verdicts
+        )
     ]
     order = np.random.default_rng(0).permutation(len(rows))
-    texts, about, good = zip(*(rows[i] for i in order))
-    return list(texts), np.array(about), np.array(good)
+    texts, ending = zip(*(rows[i] for i in order), strict=True)
+    return list(texts), np.array(ending), np.array(ending) >= len(BAD)
 
 
-def small_classifier(backbone=None):
-    """Return a classifier of two classes, on a given backbone or a new one."""
+def small_classifier(classes=2, backbone=None):
+    """Return a classifier on a given backbone or a new one."""
     words = sorted({word for text in reviews()[0] for word in text.split()})
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = keras_hub.models.BertTokenizer(vocabulary=marks + words)
@@ -67,7 +62,7 @@ def small_classifier(backbone=None):
         )
     return keras_hub.models.BertTextClassifier(
         backbone=backbone,
-        num_classes=2,
+        num_classes=classes,
         preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
             tokenizer, sequence_length=16
         ),
@@ -85,12 +80,11 @@ def compiled(classifier, optimizer):
 
 def pretrained_small(epochs):
     """Return a classifier on a backbone that knows a task, and a callback."""
-    texts, about, _ = reviews()
-    old = compiled(small_classifier(), keras.optimizers.Adam(1e-3))
-    old.fit(texts, about, batch_size=32, epochs=epochs, verbose=2)
-    return small_classifier(old.backbone), [
-        Retention((texts, about), model=old)
-    ]
+    texts, ending, _ = reviews()
+    old = compiled(small_classifier(8), keras.optimizers.Adam(3e-3))
+    old.fit(texts, ending, batch_size=16, epochs=epochs, verbose=2)
+    kept = Retention((texts, ending), model=old)
+    return small_classifier(backbone=old.backbone), [kept]
 
 
 def pretrained(small, epochs):
@@ -125,7 +119,7 @@ def main(arguments=None):
     classifier.fit(
         texts,
         good,
-        batch_size=32,
+        batch_size=16,
         epochs=options.epochs,
         callbacks=[drift, *callbacks],
         verbose=2,
