@@ -9,10 +9,14 @@ import networks
 import numpy as np
 import pytest
 import reference
-from cases import BACKEND, make_variables
+from cases import BACKEND
 from loops import compiled_steps, tensors, values
 
 from keras_dualopt import DualOpt
+
+# That such weights lose small steps when they are stored is said every time;
+# `test_nothing_silent` tests the words.
+pytestmark = pytest.mark.filterwarnings("ignore:.* is stored in:UserWarning")
 
 HALF = ["bfloat16", "float16"]
 RULES = {"adam": reference.OlorAdam, "sgd": reference.OlorSgd}
@@ -111,7 +115,7 @@ def test_wrapped_base_warns_and_its_pull_is_float32(dtype):
     dual = DualOpt(
         0.05, base=keras.optimizers.SGD(), rollback=0.31, depth={"weight": 0.0}
     )
-    with pytest.warns(UserWarning, match="computes in the dtype of the"):
+    with pytest.warns(UserWarning, match="SGD also computes in it"):
         dual.build([pulled])
     dual.apply(tensors([g], [pulled]), [pulled])
     keras.optimizers.SGD(0.05).apply(tensors([g], [free]), [free])
@@ -130,13 +134,6 @@ def test_wrapped_base_warns_and_its_pull_is_float32(dtype):
 def test_wrapped_base_does_not_warn_of_float32_weights():
     optimizer = DualOpt(base=keras.optimizers.SGD(), depth={".*": 0.0})
     optimizer.build(make_variables())
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_papers_rules_do_not_warn_of_half_precision(dtype):
-    for rule in RULES:
-        optimizer = DualOpt(base=rule, depth={".*": 0.0})
-        optimizer.build(make_variables(dtype=dtype))
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX without x64 has no float64")

@@ -204,7 +204,9 @@ def test_pull_follows_an_assigned_learning_rate():
 
 
 def test_base_and_pull_follow_a_schedule_assigned_later():
-    optimizer = DualOpt(0.05, base=bases.SGD(), **FINETUNE)
+    optimizer = DualOpt(
+        0.05, base=bases.SGD(), reference_learning_rate=0.05, **FINETUNE
+    )
     schedule = SCHEDULES["cosine"]
     optimizer.learning_rate = schedule.make()
     trajectory = apply_steps(

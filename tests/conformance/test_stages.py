@@ -1,5 +1,7 @@
 """Anchors that are moved, taken over and dropped on request."""
 
+import contextlib
+
 import keras
 import networks
 import numpy as np
@@ -495,3 +497,24 @@ def test_summary_states_the_bytes_of_anchors_of_frozen_weights():
         f"and {held:,} bytes on the host: θ₀ of 6 weights that are not "
         "trained now"
     )
+
+
+def test_weights_that_another_optimizer_has_moved_warn():
+    """Compiling anew would lose θ₀ without a word."""
+    model = networks.compiled(make(), PRETRAINED)
+    networks.fit(model, 1)
+    for way in ([], [None], [model.optimizer]):
+        optimizer = make()
+        for source in way:
+            optimizer.anchor_at(source)
+        model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+        with (
+            contextlib.nullcontext()
+            if way
+            else pytest.warns(UserWarning, match=r"`new\.anchor_at\(old\)`")
+        ):
+            networks.fit(model, 1)
+    # Weights that are put back to the start are pretrained ones again.
+    model.set_weights(PRETRAINED)
+    model.compile(make(), "mse", jit_compile=BACKEND == "jax")
+    networks.fit(model, 1)
