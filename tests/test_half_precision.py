@@ -9,14 +9,10 @@ import networks
 import numpy as np
 import pytest
 import reference
-from cases import BACKEND
+from cases import BACKEND, make_variables
 from loops import compiled_steps, tensors, values
 
 from keras_dualopt import DualOpt
-
-# That such weights lose small steps when they are stored is said every time;
-# `test_nothing_silent` tests the words.
-pytestmark = pytest.mark.filterwarnings("ignore:.* is stored in:UserWarning")
 
 HALF = ["bfloat16", "float16"]
 RULES = {"adam": reference.OlorAdam, "sgd": reference.OlorSgd}

@@ -363,7 +363,7 @@ def test_rate_assigned_before_the_first_step_is_the_reference(
 ):
     for optimizer, wanted in (
         (unmeasured(), 0.25 * RATE),
-        (still_optimizer(), RATE),
+        (still_optimizer().anchor_at(), RATE),
     ):
         if built:
             optimizer.build(still_model.trainable_variables)

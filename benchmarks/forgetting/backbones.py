@@ -1,0 +1,36 @@
+"""Networks that know something: `load_backbone(name)` is the door."""
+
+import keras
+
+from .efficientnet_lite import efficientnet_lite0
+from .minilm import encoder, minilm
+from .networks import NETWORKS
+
+# Pretrained elsewhere; the small ones of `NETWORKS` learn clothes here first.
+PRETRAINED = {
+    "efficientnet_lite0": lambda: efficientnet_lite0()[0],
+    "minilm": lambda: encoder(minilm()),
+}
+
+
+def load_backbone(name):
+    """Return a Keras model from inputs to features.
+
+    Args:
+        name: One of `NETWORKS` (not pretrained: `Problem.pretrain` does it)
+            or of `PRETRAINED`; or a model of one's own, a KerasHub
+            `from_preset` model say, which is returned as it is.
+
+    Raises:
+        ValueError: If there is no such network.
+        MissingPackageError: If the package with its weights is not installed.
+    """
+    if isinstance(name, keras.Model):
+        return name
+    networks = NETWORKS | PRETRAINED
+    if name not in networks:
+        raise ValueError(
+            f"`name` must be one of {', '.join(networks)}, or a Keras model. "
+            f"Received: {name!r}."
+        )
+    return networks[name]()

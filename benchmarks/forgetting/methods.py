@@ -1,0 +1,427 @@
+"""What people use against forgetting, behind one interface.
+
+A method makes an optimizer and a loss from one number, its *setting*. Every
+method that has one chooses from six.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_dualopt import DualOpt, layer_depth
+
+# The deepest layers are held less tightly than the shallowest, and by how much
+# is not searched: `rollback_min` is this share of `rollback`; `reach_max` is
+# left at its default, three times `reach`.
+DEEPEST = 0.3
+# Memory of the methods that keep old data, and of their old problem.
+MEMORY = 0.05
+FISHER_EXAMPLES = 1000
+
+
+def cross_entropy(labels, logits):
+    losses = keras.losses.sparse_categorical_crossentropy(
+        labels, logits, from_logits=True
+    )
+    return ops.mean(losses)
+
+
+def plain_loss(problem, setting):
+    """Return the new task's loss alone."""
+    return lambda x, y: cross_entropy(y, problem.model(x, training=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to fine-tune.
+
+    Args:
+        name: What it is called on the command line and in files.
+        label: What it is called in tables and pictures.
+        knob: What its setting is.
+        settings: The values it may choose from.
+        optimizer: `(problem, rate, setting)` to an optimizer.
+        loss: `(problem, setting)` to a loss of a batch.
+        data: `(problem, seed)` to arrays with a row for each new example, that
+            the loss takes after inputs and labels.
+        after: `(problem, setting)`: changes the weights after training.
+        fixed_rate: Whether the optimizer, once made, is for one learning rate
+            only.
+        uses_old_data: Whether it sees data of the old problem.
+    """
+
+    name: str
+    label: str
+    knob: str
+    settings: tuple
+    optimizer: Callable
+    loss: Callable = plain_loss
+    data: Callable = lambda problem, seed: ()
+    after: Callable | None = None
+    fixed_rate: bool = False
+    uses_old_data: bool = False
+
+
+# --- other optimizers ------------------------------------------------------
+
+
+def adam(problem, rate, setting):
+    return keras.optimizers.Adam(rate, epsilon=1e-8)
+
+
+class LayerwiseAdam(keras.optimizers.Adam):
+    """Adam with a learning rate of its own for each layer.
+
+    Args:
+        rate: The learning rate.
+        problem: Its model and new head.
+        share: A function of the relative depth to the share of the rate; the
+            new head moves at all of it.
+    """
+
+    def __init__(self, rate, problem, share):
+        super().__init__(rate, epsilon=1e-8)
+        self._shares = [
+            1.0 if depth is None else share(depth) for depth in _depths(problem)
+        ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Take Adam's step at the layer's own rate."""
+        share = self._shares[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, learning_rate * share)
+
+
+def _depths(problem):
+    """Return each trained weight's relative depth, `None` in the new head."""
+    table = layer_depth(problem.model, head=problem.head)
+    rows = {row.path: row.relative for row in table.rows}
+    return [rows[v.path] for v in problem.model.trainable_variables]
+
+
+def layerwise(problem, rate, setting):
+    """Return Adam with BEiT's geometric profile of learning rates."""
+    return LayerwiseAdam(rate, problem, lambda r: setting ** (1 - r))
+
+
+def frozen(problem, rate, setting):
+    """Return Adam for the layers from a depth on; all above it are frozen."""
+    return LayerwiseAdam(rate, problem, lambda r: float(r >= setting))
+
+
+# --- penalties and old data ------------------------------------------------
+
+
+def l2_sp_loss(problem, setting):
+    """Return the loss with L2-SP's penalty, setting/2 · ‖θ − θ₀‖².
+
+    Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning
+    with Convolutional Networks", ICML 2018, Eq. 3; the new head's own decay β
+    is 0.
+    """
+    return _penalized(problem, setting, [1.0] * len(problem.start))
+
+
+def ewc_loss(problem, setting):
+    """Return the loss with EWC's penalty, setting/2 · Σ F (θ − θ₀)².
+
+    Kirkpatrick et al., "Overcoming catastrophic forgetting in neural
+    networks", PNAS 2017, Eq. 3. F: squared gradients of the old problem.
+    """
+    return _penalized(problem, setting, problem.fisher)
+
+
+def _penalized(problem, setting, importance):
+    plain = plain_loss(problem, setting)
+
+    def loss(x, y):
+        far = sum(
+            ops.sum(weight * ops.square(variable - start))
+            for variable, start, weight in zip(
+                problem.pretrained, problem.start, importance
+            )
+        )
+        return plain(x, y) + setting / 2 * far
+
+    return loss
+
+
+def replay_loss(problem, setting):
+    """Return the new loss and `setting` times the loss on old examples."""
+
+    def loss(x, y, old_x, old_y):
+        # One pass through the network for both.
+        both = ops.concatenate([x, old_x])
+        features = problem.backbone(both, training=True)
+        new, old = ops.split(features, 2)
+        return cross_entropy(
+            y, problem.new_answer(new)
+        ) + setting * cross_entropy(old_y, problem.old_head(old))
+
+    return loss
+
+
+def replay_data(problem, seed):
+    """Return an old example beside each new one, from 5 % of the old data."""
+    old, count = problem.task.old["train"], len(problem.task.new["train"])
+    random = np.random.default_rng(seed)
+    memory = random.permutation(len(old))[: int(MEMORY * len(old))]
+    rows = random.choice(memory, count, replace=count > len(memory))
+    return old.inputs[rows], old.labels[rows]
+
+
+def without_forgetting_loss(problem, setting):
+    """Return the new loss and `setting` times the distillation of old answers.
+
+    Li and Hoiem, "Learning without Forgetting", ECCV 2016: on new examples,
+    at temperature 2.
+    """
+
+    def loss(x, y, answers):
+        features = problem.backbone(x, training=True)
+        logits = problem.old_head(features)
+        kept = -ops.sum(
+            ops.softmax(answers / 2) * ops.log_softmax(logits / 2), axis=-1
+        )
+        new = cross_entropy(y, problem.new_answer(features))
+        return new + setting * ops.mean(kept)
+
+    return loss
+
+
+def old_answers(problem, seed):
+    """Return the pretrained network's answers to the new examples."""
+    return (problem.answer(problem.reviewer, problem.task.new["train"].inputs),)
+
+
+def toward_start(problem, alpha):
+    """Set pretrained weights to θ₀ + alpha (θ − θ₀), as WiSE-FT does.
+
+    Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+    """
+    for variable, start in zip(problem.pretrained, problem.start):
+        start = np.array(start)
+        variable.assign(start + alpha * (np.array(variable) - start))
+
+
+# --- ours ------------------------------------------------------------------
+
+
+def _bound(problem, optimizer):
+    return optimizer.bind(problem.model, head=problem.head)
+
+
+def rollback(problem, rate, setting):
+    return _bound(
+        problem,
+        DualOpt(rate, rollback=setting, rollback_min=DEEPEST * setting),
+    )
+
+
+def uniform_rollback(problem, rate, setting):
+    return _bound(
+        problem, DualOpt(rate, rollback=setting, rollback_min=setting)
+    )
+
+
+def paper_rollback(problem, rate, setting):
+    """Return the paper's rule, its ι₂ = 0."""
+    return _bound(problem, DualOpt(rate, rollback=setting))
+
+
+def reversed_rollback(problem, rate, setting):
+    """Return `rollback` with shallow and deep layers exchanged: a control."""
+    depth = {
+        re.escape(variable.path): None if relative is None else 1 - relative
+        for variable, relative in zip(
+            problem.model.trainable_variables, _depths(problem)
+        )
+    }
+    return DualOpt(
+        rate, rollback=setting, rollback_min=DEEPEST * setting, depth=depth
+    )
+
+
+def reach(problem, rate, setting):
+    return _bound(problem, DualOpt(rate, reach=setting))
+
+
+def relative_reach(problem, rate, setting):
+    return _bound(problem, DualOpt(rate, reach=f"{100 * setting:g}%"))
+
+
+def reach_and_rates(problem, rate, setting):
+    return _bound(problem, DualOpt(rate, reach=setting, shallow_rate=0.1))
+
+
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+ROLLBACKS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+REACHES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("adam", "Adam", "", (0.0,), adam),
+        Method(
+            "adam_rates",
+            "Adam, over rates",
+            "learning rate",
+            RATES,
+            lambda problem, rate, setting: adam(problem, setting, 0.0),
+            fixed_rate=True,
+        ),
+        Method(
+            "adamw_rates",
+            "AdamW, over rates",
+            "learning rate",
+            RATES,
+            lambda problem, rate, setting: keras.optimizers.AdamW(
+                setting, weight_decay=0.05, epsilon=1e-8
+            ),
+            fixed_rate=True,
+        ),
+        Method(
+            "sgd_rates",
+            "SGD, over rates",
+            "learning rate",
+            tuple(30 * rate for rate in RATES),
+            lambda problem, rate, setting: keras.optimizers.SGD(
+                setting, momentum=0.9
+            ),
+            fixed_rate=True,
+        ),
+        Method(
+            "probe",
+            "linear probe",
+            "",
+            (0.0,),
+            lambda problem, rate, setting: LayerwiseAdam(
+                rate,
+                problem,
+                # A head that is shared is the deepest pretrained layer.
+                lambda r: float(problem.task.shared_head and r == 1),
+            ),
+        ),
+        Method(
+            "frozen",
+            "frozen shallow layers",
+            "frozen above",
+            (0.15, 0.3, 0.45, 0.6, 0.75, 0.9),
+            frozen,
+        ),
+        Method(
+            "layerwise",
+            "layer-wise rates",
+            "rate at the input",
+            (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
+            layerwise,
+        ),
+        Method(
+            "l2_sp",
+            "L2-SP",
+            "penalty",
+            (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+            adam,
+            l2_sp_loss,
+        ),
+        Method("wise_ft", "WiSE-FT", "alpha", ALPHAS, adam, after=toward_start),
+        Method(
+            "without_forgetting",
+            "LwF",
+            "weight",
+            WEIGHTS,
+            adam,
+            without_forgetting_loss,
+            data=old_answers,
+        ),
+        Method(
+            "ewc",
+            "EWC",
+            "penalty",
+            (1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+            adam,
+            ewc_loss,
+            uses_old_data=True,
+        ),
+        Method(
+            "replay",
+            "replay of 5 %",
+            "weight",
+            WEIGHTS,
+            adam,
+            replay_loss,
+            data=replay_data,
+            uses_old_data=True,
+        ),
+        Method(
+            "uniform",
+            "uniform rollback",
+            "rollback",
+            ROLLBACKS,
+            uniform_rollback,
+            fixed_rate=True,
+        ),
+        Method(
+            "reversed",
+            "reversed rollback",
+            "rollback",
+            ROLLBACKS,
+            reversed_rollback,
+            fixed_rate=True,
+        ),
+        Method(
+            "paper",
+            "DualOpt, rollback_min=0",
+            "rollback",
+            ROLLBACKS,
+            paper_rollback,
+            fixed_rate=True,
+        ),
+        Method(
+            "rollback",
+            "DualOpt, rollback",
+            "rollback",
+            ROLLBACKS,
+            rollback,
+            fixed_rate=True,
+        ),
+        Method("reach", "DualOpt, reach", "reach", REACHES, reach),
+        Method(
+            "relative_reach",
+            "DualOpt, reach in %",
+            "reach",
+            (0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+            relative_reach,
+        ),
+        Method(
+            "reach_rates",
+            "reach, shallow_rate=0.1",
+            "reach",
+            REACHES,
+            reach_and_rates,
+        ),
+        Method(
+            "reach_wise_ft",
+            "reach=0.2, then WiSE-FT",
+            "alpha",
+            ALPHAS,
+            lambda problem, rate, setting: reach(problem, rate, 0.2),
+            after=toward_start,
+        ),
+        Method(
+            "reach_replay",
+            "reach and replay",
+            "reach",
+            REACHES,
+            reach,
+            lambda problem, setting: replay_loss(problem, 1.0),
+            data=replay_data,
+            uses_old_data=True,
+        ),
+    )
+}

@@ -1,0 +1,212 @@
+"""A network before a task: what is trained, what is measured."""
+
+import keras
+import numpy as np
+
+from .loop import BACKEND, Loop, batches, gradients
+from .methods import FISHER_EXAMPLES, cross_entropy
+
+BATCH_SIZE = 16
+# Pretraining: Adam, its rate a tenth in the last fifth of the way.
+PRETRAINING_STEPS = 10_000
+PRETRAINING_RATE = 1e-3
+
+
+class Problem:
+    """A backbone with its old output layer, and a task's new one.
+
+    Args:
+        backbone: A Keras model from inputs to features, not yet pretrained.
+        task: A `Task`. Other tasks of the same kind can take its place, so
+            that programs compiled once serve all seeds.
+
+    Attributes:
+        model: Inputs to the new problem's logits: what is fine-tuned.
+        reviewer: Inputs to the old problem's logits, by the same backbone.
+        pretrained: The weights of `model` that were pretrained.
+        start: Their pretrained values, as variables.
+        fisher: How much the old problem depends on each, for EWC.
+        head: What was not pretrained, for `DualOpt.bind`.
+    """
+
+    def __init__(self, backbone, task):
+        self.backbone, self.task = backbone, task
+        inputs = backbone.input
+        features = backbone(inputs)
+        classes = int(task.old["test"].labels.max()) + 1
+        self.old_head = keras.layers.Dense(classes, name="old_head")
+        self.reviewer = keras.Model(inputs, self.old_head(features))
+        if task.shared_head:
+            self.model, self.head = self.reviewer, ()
+            self.new_head, self.new_answer = None, self.old_head
+        else:
+            self.new_head = keras.layers.Dense(
+                task.new_classes, name="new_head"
+            )
+            self.new_answer = self.new_head
+            self.model = keras.Model(inputs, self.new_head(features))
+            self.head = [self.new_head]
+        self.pretrained = [
+            v
+            for v in self.model.trainable_variables
+            if self.new_head is None
+            or not any(v is w for w in self.new_head.variables)
+        ]
+        self.start, self.fisher = (
+            [
+                keras.Variable(np.zeros(v.shape, "float32"), trainable=False)
+                for v in self.pretrained
+            ]
+            for _ in range(2)
+        )
+        self.loops = {}
+
+    def pretrain(self, seed, steps=PRETRAINING_STEPS):
+        """Learn the old problem; return all weights of `reviewer`."""
+        old = self.task.old["train"]
+        _set_fresh(self.reviewer, seed)
+        loop = self._loop(
+            "pretraining",
+            lambda: Loop(
+                lambda: keras.optimizers.Adam(PRETRAINING_RATE),
+                self.reviewer.trainable_variables,
+                lambda x, y: cross_entropy(y, self.reviewer(x, training=True)),
+            ),
+        )
+        rows = batches(len(old), steps, BATCH_SIZE, seed)
+        first = steps * 4 // 5 // 100 * 100
+        loop.start(PRETRAINING_RATE)
+        loop.run((old.inputs, old.labels), rows[:first])
+        loop.optimizer.learning_rate = PRETRAINING_RATE / 10
+        loop.run((old.inputs, old.labels), rows[first:])
+        return self.reviewer.get_weights()
+
+    def begin(self, weights, seed):
+        """Set the pretrained weights, and a new output layer at random."""
+        self.reviewer.set_weights(weights)
+        for variable, start in zip(self.pretrained, self.start):
+            start.assign(np.array(variable))
+        if self.new_head is not None:
+            _set_fresh(self.new_head, seed)
+
+    def weigh(self):
+        """Set `fisher`: the mean square of the old loss's gradients."""
+        old = self.task.old["train"][:FISHER_EXAMPLES]
+        sums = [0.0] * len(self.pretrained)
+        # Where the old head is not trained on, it cannot forget either.
+        compute = self._loop(
+            "fisher",
+            lambda: gradients(
+                self.pretrained,
+                lambda x, y: cross_entropy(y, self.reviewer(x)),
+            ),
+        )
+        for i in range(len(old)):
+            one = old[i : i + 1]
+            for k, gradient in enumerate(compute(one.inputs, one.labels)):
+                sums[k] = sums[k] + gradient**2
+        for variable, total in zip(self.fisher, sums):
+            variable.assign(total / len(old))
+
+    def _loop(self, key, make):
+        if key not in self.loops:
+            self.loops[key] = make()
+        return self.loops[key]
+
+    def fine_tune(self, method, setting, rate, points, seed):
+        """Yield `(steps, measures)` at each of `points` of one training run.
+
+        Call `begin` first.
+
+        Args:
+            method: A `Method`.
+            setting: The value of its knob.
+            rate: The learning rate.
+            points: Lengths of training, rising.
+            seed: Of the order of the batches.
+        """
+        key = (method.name, setting, rate if method.fixed_rate else None)
+        loop = self._loop(
+            key,
+            lambda: Loop(
+                lambda: method.optimizer(self, rate, setting),
+                self.model.trainable_variables,
+                method.loss(self, setting),
+                held=[*self.start, *self.fisher],
+            ),
+        )
+        new = self.task.new["train"]
+        data = (new.inputs, new.labels, *method.data(self, seed))
+        rows = batches(len(new), points[-1], BATCH_SIZE, seed)
+        # A method with one fixed rate keeps it.
+        loop.start(None if method.fixed_rate else rate)
+        for begin, end in zip((0, *points[:-1]), points):
+            loop.run(data, rows[begin:end])
+            trained = [np.array(v) for v in self.pretrained]
+            if method.after is not None:
+                method.after(self, setting)
+            yield end, self.measure()
+            for variable, value in zip(self.pretrained, trained):
+                variable.assign(value)
+
+    def measure(self):
+        """Return accuracies in percent, and how far the weights went."""
+        old, new = self.task.old, self.task.new
+        return {
+            "kept_validation": self.accuracy(self.reviewer, old["validation"]),
+            "new_validation": self.accuracy(self.model, new["validation"]),
+            "kept": self.accuracy(self.reviewer, old["test"]),
+            "new": self.accuracy(self.model, new["test"]),
+            "moved": self.moved(),
+        }
+
+    def moved(self):
+        """Return ‖θ − θ₀‖ in percent of ‖θ₀‖."""
+        far = size = 0.0
+        for variable, start in zip(self.pretrained, self.start):
+            start = np.array(start)
+            far += np.sum((np.array(variable) - start) ** 2)
+            size += np.sum(start**2)
+        return 100 * float(np.sqrt(far / size))
+
+    def accuracy(self, model, part):
+        """Return the share of examples that a model names rightly."""
+        named = self.answer(model, part.inputs).argmax(axis=-1)
+        return 100 * float(np.mean(named == part.labels))
+
+    def answer(self, model, inputs):
+        """Return a model's logits as an array."""
+        return self._loop(id(model), lambda: _answer(model))(inputs)
+
+
+def _answer(model):
+    if BACKEND != "jax":
+        return model.predict_on_batch
+    import jax
+
+    @jax.jit
+    def answer(weights, inputs):
+        mapping = list(zip(model.variables, weights))
+        with keras.StatelessScope(state_mapping=mapping):
+            return model(inputs, training=False)
+
+    return lambda inputs: np.asarray(
+        answer([v.value for v in model.variables], inputs)
+    )
+
+
+def _set_fresh(layer, seed):
+    """Give a layer or model new random weights, the same for equal seeds."""
+    random = np.random.default_rng(seed)
+    for variable in layer.trainable_variables:
+        value = np.array(variable)
+        if variable.path.endswith("kernel"):
+            # Glorot's uniform distribution, as Keras' default.
+            fans = np.prod(value.shape[:-2]) * sum(value.shape[-2:])
+            limit = np.sqrt(6 / fans)
+            value = random.uniform(-limit, limit, value.shape)
+        elif variable.path.endswith(("bias", "beta")):
+            value = np.zeros_like(value)
+        else:
+            value = np.ones_like(value)
+        variable.assign(value.astype("float32"))

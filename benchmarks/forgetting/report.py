@@ -1,0 +1,237 @@
+"""Tables and pictures, drawn from the files in `results/`."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from . import trade_off
+from .experiments import LENGTHS, RIVALS, choices, store_of
+from .intervals import in_words
+from .methods import METHODS
+from .store import RESULTS
+
+IMAGES = Path("docs/images")
+# Over a tenfold range of rates and a thirtyfold range of lengths.
+LONGEST = 3000
+TITLES = {
+    "inverted": "Clothes, then the same\ninverted and turned",
+    "mnist": "Clothes, then digits\nunder a new output layer",
+}
+
+
+def compared(rows):
+    """Return the rows of the seeds that every method has, and these seeds.
+
+    An experiment that was stopped has some methods for its last seed only.
+    """
+    runs = defaultdict(set)
+    for row in rows:
+        place = (row["task"], row["method"], row["rate"], row["steps"])
+        runs[place].add(row["seed"])
+    seeds = set.intersection(*runs.values())
+    kept = [row for row in rows if row["seed"] in seeds]
+    return kept, sorted(seeds, key=int)
+
+
+def curves(rows, measure):
+    """Return {(task, method): {(rate, steps): {seed: measured}}}."""
+    result = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        place = (float(row["rate"]), int(row["steps"]))
+        cell = result[row["task"], row["method"]][place]
+        cell[row["seed"]] = row[measure]
+    return result
+
+
+def spread(cells, seed):
+    """Return how far one seed's values range over all rates and lengths."""
+    values = [
+        cell[seed] for (_, steps), cell in cells.items() if steps <= LONGEST
+    ]
+    return max(values) - min(values)
+
+
+def length_table(rows):
+    """Return the lines of a table: how much depends on rate and length."""
+    kept, new = curves(rows, "kept"), curves(rows, "new")
+    lines = [
+        "| task | method | setting | kept, lowest to highest | range | "
+        "its range / reach's | from 1,000 steps on | new, lowest to highest | "
+        "new at the end, below the best |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
+    for task in TITLES:
+        methods = [m for m in RIVALS if (task, m) in kept]
+        ranges, ends = {}, {}
+        for m in methods:
+            cells = kept[task, m]
+            seeds = sorted(next(iter(cells.values())))
+            ranges[m] = [spread(cells, seed) for seed in seeds]
+            end = min(LONGEST, max(steps for _, steps in cells))
+            # What is learned is compared where it had time to be.
+            ends[m] = [
+                np.mean(list(cell.values()))
+                for (_, steps), cell in new[task, m].items()
+                if steps == end
+            ]
+        best = max(map(max, ends.values()), default=0)
+        for m in methods:
+            ours = np.mean(ranges.get("reach", [0.0]))
+            times = f"{np.mean(ranges[m]) / ours:.1f}" if ours else ""
+            gaps = best - np.array(ends[m])
+            knob = METHODS[m].knob and f"{settings[task, m]:g}"
+            lines.append(
+                f"| {task} | {METHODS[m].label} | {knob} | "
+                f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
+                f"{times} | {_change(kept[task, m])} | "
+                f"{_range(new[task, m])} | "
+                f"{gaps.min():.1f} to {gaps.max():.1f} |"
+            )
+    return lines
+
+
+def _change(cells, begin=1000, end=LONGEST):
+    """Return how the accuracy goes on, at the worst and at the best rate."""
+    changes = [
+        np.mean(list(cells[rate, end].values()))
+        - np.mean(list(cells[rate, begin].values()))
+        for rate in {rate for rate, _ in cells}
+        if {(rate, begin), (rate, end)} <= set(cells)
+    ]
+    if not changes:
+        return ""
+    return f"{min(changes):+.1f} to {max(changes):+.1f}"
+
+
+def _range(cells):
+    means = [
+        np.mean(list(cell.values()))
+        for (_, steps), cell in cells.items()
+        if steps <= LONGEST
+    ]
+    return f"{min(means):.0f} to {max(means):.0f}"
+
+
+def _band(values):
+    values = list(values)
+    return np.mean(values), min(values), max(values)
+
+
+def length_picture(rows, path):
+    """Draw accuracy kept against training length, a column for each method.
+
+    Means over the seeds; the bands go from the lowest to the highest seed.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    kept, new = curves(rows, "kept"), curves(rows, "new")
+    tasks = [t for t in TITLES if any(key[0] == t for key in kept)]
+    methods = [m for m in RIVALS if any(key[1] == m for key in kept)]
+    rates = sorted({rate for cells in kept.values() for rate, _ in cells})
+    shades = colormaps["viridis"](np.linspace(0.15, 0.8, len(rates)))
+    figure = Figure((2.1 * len(methods) + 0.8, 2.4 * len(tasks) + 0.8))
+    axes = figure.subplots(
+        len(tasks), len(methods), sharex=True, sharey=True, squeeze=False
+    )
+    for row, task in zip(axes, tasks):
+        for axis, method in zip(row, methods):
+            for rate, shade in zip(rates, shades):
+                for data, style in ((kept, "o-"), (new, ":")):
+                    points = sorted(
+                        (steps, *_band(cell.values()))
+                        for (at, steps), cell in data[task, method].items()
+                        if at == rate
+                    )
+                    if not points:
+                        continue
+                    steps, means, low, high = zip(*points)
+                    axis.plot(steps, means, style, color=shade, markersize=3.5)
+                    if data is kept:
+                        axis.fill_between(
+                            steps, low, high, color=shade, alpha=0.15, lw=0
+                        )
+            axis.set_xscale("log")
+            axis.grid(alpha=0.25)
+            for side in ("top", "right"):
+                axis.spines[side].set_visible(False)
+        row[0].set_ylabel(f"{TITLES[task]}\naccuracy, %", fontsize=8)
+    for axis, method in zip(axes[0], methods):
+        axis.set_title(METHODS[method].label, fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("training steps", fontsize=9)
+    legend = [
+        Line2D([], [], color=shade, label=f"learning rate {rate:g}")
+        for rate, shade in zip(rates, shades)
+    ] + [
+        Line2D([], [], color="0.3", marker="o", ms=3.5, label="old, kept"),
+        Line2D([], [], color="0.3", linestyle=":", label="new, learned"),
+    ]
+    figure.legend(
+        handles=legend,
+        loc="lower center",
+        ncols=len(legend),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def search_table(network, folder):
+    """Return the lines of a table: every method at the setting it chose."""
+    rows = store_of(f"search_{network}", folder).rows
+    chosen = choices(network, folder)
+    lines = [
+        "| task | method | setting | kept | new |",
+        "|---|---|---|---|---|",
+    ]
+    for task in TITLES:
+        for name, method in METHODS.items():
+            if (task, name) not in chosen:
+                continue
+            setting = chosen[task, name]
+            own = [
+                row
+                for row in rows
+                if (row["task"], row["method"]) == (task, name)
+                and float(row["setting"]) == setting
+            ]
+            lines.append(
+                f"| {task} | {method.label}"
+                f"{' (uses old data)' if method.uses_old_data else ''} | "
+                f"{method.knob} {setting:g} | "
+                f"{np.mean([row['kept'] for row in own]):.1f} | "
+                f"{np.mean([row['new'] for row in own]):.1f} |"
+            )
+    return lines
+
+
+def report(folder=RESULTS, images=IMAGES):
+    """Print every table and draw every picture that has its results."""
+    for network in LENGTHS:
+        if store_of(f"search_{network}", folder).rows:
+            print(f"\n## Settings chosen, {network} network\n")
+            print("\n".join(search_table(network, folder)))
+        for task in TITLES:
+            if lines := trade_off.table(network, task, folder):
+                print(f"\n## Kept and learned, {network} network, {task}\n")
+                print("\n".join(lines))
+        rows = store_of(f"length_{network}", folder).rows
+        if rows:
+            rows, seeds = compared(rows)
+            print(
+                f"\n## Rate and length, {network} network, "
+                f"seeds {', '.join(seeds)}\n"
+            )
+            print("\n".join(length_table(rows)))
+            name = "forgetting"
+            if network != "convolutional":
+                name += f"_{network}"
+            path = Path(images) / f"{name}.png"
+            length_picture(rows, path)
+            print(f"\nThe picture: {path}")

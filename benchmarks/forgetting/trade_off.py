@@ -1,0 +1,112 @@
+"""Kept against learned at one length: every method, all of its settings."""
+
+import numpy as np
+
+from .experiments import ALLOWED_LOSS, store_of
+from .intervals import in_words
+from .methods import METHODS
+
+# What guessing gives, in percent: no method is worse.
+CHANCE = 10.0
+
+
+def hypervolume(points, reference=CHANCE):
+    """Return the share of the square that points dominate, in percent.
+
+    Args:
+        points: Pairs of accuracies in percent.
+        reference: The lower left corner of the square; the upper right one is
+            at 100 %.
+    """
+    area, height = 0.0, reference
+    # From the right: each point adds what is above those before it.
+    for across, up in sorted(points, reverse=True):
+        if up > height and across > reference:
+            area += (across - reference) * (up - height)
+            height = up
+    return 100 * area / (100 - reference) ** 2
+
+
+def read(store, task):
+    """Return {method: {setting: {seed: its row}}} of one task."""
+    found = {}
+    for row in store.rows:
+        if row["task"] == task:
+            settings = found.setdefault(row["method"], {})
+            setting = settings.setdefault(float(row["setting"]), {})
+            setting[row["seed"]] = row
+    return found
+
+
+def mean(rows, name):
+    return float(np.mean([row[name] for row in rows.values()]))
+
+
+def choose(settings, best=None):
+    """Return the setting that validation examples choose.
+
+    Args:
+        settings: {setting: {seed: row}} of one method.
+        best: The best new accuracy of all methods: the setting that keeps most
+            among those at most `ALLOWED_LOSS` points below it. `None`: the one
+            that learns most, without a look at the old problem.
+    """
+    new = {s: mean(rows, "new_validation") for s, rows in settings.items()}
+    most = max(new, key=new.get)
+    if best is None:
+        return most
+    allowed = [s for s in new if new[s] >= best - ALLOWED_LOSS]
+    return max(
+        allowed,
+        key=lambda s: mean(settings[s], "kept_validation"),
+        default=most,
+    )
+
+
+def table(network, task, folder, against="reach"):
+    """Return the lines of a table, one row for each method."""
+    found = read(store_of(f"trade_off_{network}", folder), task)
+    if not found:
+        return []
+    best = max(
+        mean(rows, "new_validation")
+        for settings in found.values()
+        for rows in settings.values()
+    )
+    lines = [
+        "| method | setting | kept | new | kept − reach's | new − reach's | "
+        "kept, chosen on new data alone | new | hypervolume |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    ours = found.get(against)
+    ours = ours and ours[choose(ours, best)]
+    for name, method in METHODS.items():
+        if name not in found:
+            continue
+        settings = found[name]
+        setting = choose(settings, best)
+        own, blind = settings[setting], settings[choose(settings)]
+        differences = ["", ""]
+        if ours and name != against:
+            differences = [
+                in_words([own[s][key] - ours[s][key] for s in own])
+                for key in ("kept", "new")
+            ]
+        volumes = [
+            hypervolume(
+                [
+                    (rows[s]["kept"], rows[s]["new"])
+                    for rows in settings.values()
+                ]
+            )
+            for s in own
+        ]
+        mark = " (uses old data)" if method.uses_old_data else ""
+        knob = f"{method.knob} {setting:g}" if method.knob else ""
+        lines.append(
+            f"| {method.label}{mark} | {knob} | {mean(own, 'kept'):.1f} | "
+            f"{mean(own, 'new'):.1f} | {differences[0]} | {differences[1]} | "
+            f"{mean(blind, 'kept'):.1f} | {mean(blind, 'new'):.1f} | "
+            f"{in_words(volumes)} |"
+        )
+    return lines
