@@ -71,7 +71,7 @@ def draw_picture(curves, chosen, before, seeds, path):
     )
     axes.set_title(
         f"Fine-tuned on {PARTS['finetune']} inverted digits "
-        f"(mean of {seeds} seed{'s' if seeds > 1 else ''})"
+        f"({f'mean of {seeds} seeds' if seeds > 1 else '1 seed'})"
     )
     axes.set_xlabel("accuracy kept on the old styles (%)")
     axes.set_ylabel("accuracy on the new style (%)")

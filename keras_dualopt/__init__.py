@@ -3,17 +3,22 @@
 from keras_dualopt import bases, callbacks
 from keras_dualopt.depth import LayerDepth, layer_depth
 from keras_dualopt.files import restore_optimizer, save_without_anchors
-from keras_dualopt.interpolation import interpolate
+from keras_dualopt.interpolation import (
+    ReviewCurve,
+    interpolate,
+    review,
+    review_curve,
+)
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plots import plot_strength
 from keras_dualopt.recipes import recipe
-from keras_dualopt.reviewing import review, review_curve
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DualOpt",
     "LayerDepth",
+    "ReviewCurve",
     "__version__",
     "bases",
     "callbacks",
@@ -26,3 +31,8 @@ __all__ = [
     "review_curve",
     "save_without_anchors",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names: the modules inside are not among them."""
+    return __all__

@@ -132,7 +132,7 @@ def restore_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     )
     if found is None:
         raise ValueError(
-            f"Expected: the state of a DualOpt in {os.fspath(path)!r}. "
+            f"{os.fspath(path)!r} must hold the state of a DualOpt. "
             f"Received: {_contents(groups)}. Save the model with `save`, or "
             "its weights with `save_weights`, while it is compiled with "
             "DualOpt."
@@ -155,7 +155,7 @@ def _kind(path: str | os.PathLike[str]) -> str:
         if os.fspath(path).endswith(kind):
             return kind
     raise ValueError(
-        f"Expected: a path that ends in '{_KERAS}' or '{_WEIGHTS}'. Received: "
+        f"`path` must end in '{_KERAS}' or '{_WEIGHTS}'. Received: "
         f"{os.fspath(path)!r}."
     )
 

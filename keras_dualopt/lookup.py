@@ -1,8 +1,10 @@
-"""The DualOpt that a model was compiled with."""
+"""Which DualOpt belongs to a model."""
+
+import gc
 
 import keras
 
-from keras_dualopt.optimizer import DualOpt
+from keras_dualopt.optimizer import DualOpt, holders
 from keras_dualopt.wrapping import unwrapped
 
 
@@ -43,3 +45,32 @@ def optimizer_of(model: keras.Model, beside_others: bool = False) -> DualOpt:
             "Call `model.compile(DualOpt(...), ...)`."
         )
     return optimizer
+
+
+def holder_of(model: keras.Model) -> DualOpt:
+    """Return the DualOpt that has θ₀ of a model's weights.
+
+    That is the one it was compiled with; where that has not taken a step, or
+    the model was trained in a loop of one's own, the one that has.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+    """
+    own = unwrapped(getattr(model, "optimizer", None))
+    if hasattr(own, "optimizers") or (
+        isinstance(own, DualOpt) and own.has_anchors
+    ):
+        return optimizer_of(model)
+    found = holders(model.trainable_variables)
+    if len(found) > 1:
+        del found
+        gc.collect()  # Not those that nobody could name any more.
+        found = holders(model.trainable_variables)
+    if len(found) > 1:
+        raise ValueError(
+            "One DualOpt must have the anchors of the model. Received: "
+            + ", ".join(sorted(f"{one.name!r} {one!r}" for one in found))
+            + ". Pass the one that is meant as `source=`, or compile with a "
+            "new one: `model.compile(DualOpt(...).anchor_at(old), ...)`."
+        )
+    return found[0] if found else optimizer_of(model)

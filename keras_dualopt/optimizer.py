@@ -467,6 +467,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             *sizes,
         )
         self._make_pull()
+        _built.add(self)
 
     def resume(self) -> None:
         """Read the state and the anchors that were given before `build`."""
@@ -693,6 +694,11 @@ class DualOpt(wrapping.WrappingOptimizer):
         if not parts.anchors.dropped:
             parts.anchors.refresh()
         return [row.anchor for row in parts.rows]
+
+    @property
+    def has_anchors(self) -> bool:
+        """Whether θ₀ was taken in a step, or `anchor_at` said what it is."""
+        return self._stage_is_meant or self._has_stepped()
 
     @property
     def carried(self) -> dict[str, Any]:
@@ -1053,6 +1059,24 @@ class DualOpt(wrapping.WrappingOptimizer):
             "Received: exclude_from_weight_decay("
             f"var_list={var_list!r}, var_names={var_names!r})."
         )
+
+
+# Those that may have θ₀ of a model that knows nothing of them.
+_built: "weakref.WeakSet[DualOpt]" = weakref.WeakSet()
+
+
+def holders(variables: Sequence[keras.Variable]) -> list[DualOpt]:
+    """Return the living optimizers that have θ₀ of some of these weights."""
+    asked = {id(variable) for variable in variables}
+    return [
+        one
+        for one in list(_built)
+        if any(
+            row.anchor is not None and id(row.variable) in asked
+            for row in one.rows
+        )
+        and one._has_stepped()
+    ]
 
 
 # How weights were left, so that a new optimizer does not take tuned weights for

@@ -101,12 +101,12 @@ def recipe(
     tables = sorted({row.table for row in RECIPES})
     if isinstance(table, bool) or table not in tables:
         raise ValueError(
-            f"Expected: `table` to be one of {tables}. Received: {table!r}."
+            f"`table` must be one of {tables}. Received: {table!r}."
         )
     if backbone not in _BASES:
         raise ValueError(
-            f"Expected: `backbone` to be one of {sorted(_BASES)} ('cnn' is "
-            f"the paper's ConvNeXt). Received: {backbone!r}."
+            f"`backbone` must be one of {sorted(_BASES)} ('cnn' is the "
+            f"paper's ConvNeXt). Received: {backbone!r}."
         )
     rows = {
         _key(row.dataset): row
@@ -117,7 +117,8 @@ def recipe(
         rows.setdefault("pacs", rows["supervised"])
     if _key(dataset) not in rows:
         raise ValueError(
-            f"Expected: a row of OLOR's Table {table} for {backbone!r}: "
+            f"`dataset` must be a row of OLOR's Table {table} for "
+            f"{backbone!r}: "
             f"{', '.join(_names(table, backbone)) or 'it has none'}. "
             f"Received: {dataset!r}."
         )

@@ -12,6 +12,7 @@ from cases import BACKEND
 
 from keras_dualopt import DualOpt, interpolate
 from keras_dualopt.callbacks import Drift, DriftRecord
+from keras_dualopt.pull import reach_at
 
 # Float32 training against a float64 reference; the pull is a difference of
 # two nearly equal weights.
@@ -157,6 +158,121 @@ def test_record_and_logs_are_those_of_the_reference(mode, tmp_path):
         np.testing.assert_array_equal(
             read.matrix(name), drift.record.matrix(name)
         )
+
+
+class Weights(keras.callbacks.Callback):
+    """Keeps the weights after every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.kept.append(networks.arrays(self.model.trainable_variables))
+
+
+# `reach`, `reach_max` and the unit they are measured in, layer by layer.
+REACHES = {
+    "distance": (0.05, 0.4, lambda layer: 1.0),
+    "share": (
+        "7%",
+        "90%",
+        lambda layer: norm(layer) / np.sqrt(sum(a.size for a in layer)),
+    ),
+}
+
+
+@pytest.mark.parametrize("unit", REACHES)
+def test_reach_used_is_the_farthest_weights_share_of_its_reach(unit, tmp_path):
+    shallow, deep, size = REACHES[unit]
+    drift, watched = Drift(every=1, file=tmp_path / "drift.npz"), Weights()
+    optimizer = DualOpt(
+        networks.RATE,
+        reach=shallow,
+        reach_max=deep,
+        power=1.7,
+        exclude=r".*dense_1/bias",
+    )
+    _, history = watched_fit(drift, optimizer, 2, [watched])
+    ends = (0.05, 0.4) if unit == "distance" else (0.07, 0.9)
+    expected = []
+    start = networks.weights()
+    for weights in watched.kept:
+        used = []
+        for layer, relative in enumerate([0.0, 0.5, 1.0]):
+            pair = slice(2 * layer, 2 * layer + 2)
+            reach = reach_at(relative, *ends, 1.7) * size(start[pair])
+            # The excluded bias may go as far as it likes.
+            pulled = slice(2 * layer, 2 * layer + 2 - (layer == 1))
+            used.append(
+                max(
+                    np.max(np.abs(now - then)) / reach
+                    for now, then in zip(weights[pulled], start[pulled])
+                )
+            )
+        expected.append(used)
+    expected = np.transpose(expected)
+    assert 0.2 < expected[0].max() < 1.0
+    found = drift.record.matrix("reach_used")
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    totals = expected.max(axis=0)
+    np.testing.assert_allclose(drift.record.totals["reach_used"], totals, 2e-4)
+    np.testing.assert_allclose(
+        history["reach_used"], totals[BATCHES - 1 :: BATCHES], **CLOSE
+    )
+    read = DriftRecord.load(tmp_path / "drift.npz")
+    np.testing.assert_array_equal(read.matrix("reach_used"), found)
+
+
+@pytest.mark.parametrize("arguments", [networks.FINETUNE, networks.SCRATCH])
+def test_without_reach_none_of_it_is_used_and_none_is_logged(arguments):
+    drift = Drift(every=2)
+    _, history = watched_fit(drift, DualOpt(networks.RATE, **arguments))
+    assert "reach_used" not in history
+    assert np.isnan(drift.record.matrix("reach_used")).all()
+    assert np.isnan(drift.record.totals["reach_used"]).all()
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path):
+    drift = Drift(every=2, file=tmp_path / "drift.npz")
+    watched_fit(drift, DualOpt(networks.RATE, **networks.FINETUNE))
+    with np.load(tmp_path / "drift.npz") as file:
+        older = {name: file[name] for name in file if "reach" not in name}
+    np.savez(tmp_path / "older.npz", **older)
+    read = DriftRecord.load(tmp_path / "older.npz")
+    assert np.isnan(read.matrix("reach_used")).all()
+    assert np.isnan(read.totals["reach_used"]).all()
+    np.testing.assert_array_equal(
+        read.matrix("drift"), drift.record.matrix("drift")
+    )
+
+
+def test_a_record_says_what_it_holds():
+    drift = Drift(every=3)
+    watched_fit(drift, DualOpt(networks.RATE, **networks.FINETUNE))
+    assert repr(drift.record) == (
+        "<DriftRecord finetune: 3 layers, 2 samples of steps 1 to 4>"
+    )
+    assert repr(DriftRecord("scratch", ["a"], [0.0])) == (
+        "<DriftRecord scratch: 1 layers, 0 samples>"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_share_is_not_told_where_storing_hides_it(dtype):
+    model = networks.network(networks.weights(), dtype=dtype)
+    model.compile(
+        DualOpt(networks.RATE, rollback=0.1, rollback_min=0.0, power=1.7),
+        "mse",
+    )
+    drift = Drift(every=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f".*{dtype}")
+        networks.fit(model, BATCHES, callbacks=[drift])
+    share = drift.record.matrix("pull_share")
+    assert np.isnan(share[:-1]).all()
+    np.testing.assert_array_equal(share[-1], 0.0)  # It is not pulled.
+    assert (drift.record.matrix("drift")[:, -1] > 0.0).all()
 
 
 def test_every_kth_step_and_the_last_of_each_epoch_are_sampled():

@@ -47,6 +47,14 @@ def test_every_public_name_exists():
     assert not missing
 
 
+def test_dir_shows_the_public_names_alone():
+    assert dir(keras_dualopt) == sorted(keras_dualopt.__all__)
+
+
+def test_few_modules_lie_on_top():
+    assert len([m for m in MODULES if m.parent == LIBRARY]) <= 14
+
+
 def parsed(module):
     return ast.parse(module.read_text(encoding="utf-8"))
 
@@ -74,11 +82,9 @@ ORDER = [
     "summary",
     "optimizer",
     "lookup",
-    "evaluation",
     "files",
-    "interpolation",
     "plots",
-    "reviewing",
+    "interpolation",
     "callbacks",
     "recipes",
     "__init__",

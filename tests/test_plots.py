@@ -1,16 +1,19 @@
 """Pictures: drawn without a window, labelled, and optional."""
 
+import io
+import itertools
 import sys
 
 import networks
 import numpy as np
 import pytest
 
-from keras_dualopt import DualOpt, plot_strength
+from keras_dualopt import DualOpt, ReviewCurve, plot_strength
 from keras_dualopt.callbacks import Drift, DriftRecord, Retention
 from keras_dualopt.callbacks.measure import LOG_KEYS, Sample
+from keras_dualopt.callbacks.record import QUANTITIES
+from keras_dualopt.plots import draw_trade_off
 from keras_dualopt.pull import decay_strength, rollback_strength
-from keras_dualopt.reviewing import ReviewCurve
 
 STEPS = [1, 6, 11, 13]
 
@@ -23,7 +26,7 @@ def record(mode="finetune", layers=5, samples=4):
     for column, step in enumerate(STEPS[:samples]):
         values = 0.1 * (column + 1) + 0.01 * np.arange(layers)
         values[0] = np.nan
-        quantities = ("drift", "strength", "pull_share", "update_ratio")
+        quantities = QUANTITIES
         result.add(
             Sample(
                 step,
@@ -57,7 +60,7 @@ def lines(axes):
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
 
 
-@pytest.mark.parametrize("quantity", ["drift", "pull_share"])
+@pytest.mark.parametrize("quantity", ["drift", "pull_share", "reach_used"])
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])
 def test_drift_is_drawn_as_a_map_and_totals(mode, quantity, tmp_path):
     found = record(mode)
@@ -87,8 +90,48 @@ def test_drift_is_drawn_as_a_map_and_totals(mode, quantity, tmp_path):
 @pytest.mark.parametrize(("layers", "samples"), [(1, 1), (2, 1), (120, 4)])
 def test_drift_is_drawn_for_few_and_many_layers(layers, samples):
     figure = drift_with(record("finetune", layers, samples)).plot()
-    figure.canvas.draw()
-    assert len(figure.axes[0].get_yticks()) == min(layers, 24)
+    figure.savefig(io.BytesIO())  # Lays it out.
+    rows = [t for t in figure.axes[0].get_yticklabels() if t.get_text()]
+    assert len(rows) == layers
+    boxes = [row.get_window_extent() for row in rows]
+    # None is written over the next, or cut at the picture's border.
+    for upper, lower in itertools.pairwise(boxes):
+        assert upper.y0 >= lower.y1 - 1.0
+    assert min(box.x0 for box in boxes) >= 0.0
+    panels = [a.get_window_extent().height for a in figure.axes[1:4]]
+    assert max(panels) < 2.5 * figure.dpi
+
+
+def test_layers_names_are_whole():
+    found = record("finetune", 3)
+    found.layers = [
+        f"task/backbone/transformer_block_{n}/attention_output_projection/dense"
+        for n in range(3)
+    ]
+    found.layers[0] = "task/backbone/patches"
+    figure = drift_with(found).plot()
+    figure.savefig(io.BytesIO())  # Lays it out.
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == [
+        "patches  0.00",
+        "transformer_block_1/attention_output_projection/dense  0.50",
+        "transformer_block_2/attention_output_projection/dense  1.00",
+    ]
+    assert min(label.get_window_extent().x0 for label in labels) >= 0.0
+    # The map keeps room beside them.
+    width = figure.axes[0].get_window_extent().width
+    assert width > 0.25 * figure.get_window_extent().width
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_reach_that_is_used_has_a_panel_where_there_is_one(used):
+    found = record()
+    if not used:
+        for sample in found._samples:
+            sample.totals["reach_used"] = float("nan")
+    figure = drift_with(found).plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert any("reach" in title for title in titles) == used
 
 
 def test_one_outlier_does_not_take_all_the_colours():
@@ -156,10 +199,10 @@ def test_the_trade_off_is_drawn_by_epoch(tmp_path):
             "val_accuracy": 0.5 + 0.1 * epoch,
             "kept_a_loss": 0.5,
             "kept_a_accuracy": 0.8 - 0.1 * epoch,
+            "retention_score": [0.2, 0.4, 0.3][epoch],
         }
         for epoch in range(3)
     ]
-    retention._best_index = 1
     figure = retention.plot(tmp_path / "trade.png")
     points = figure.axes[0].collections[0]
     np.testing.assert_allclose(
@@ -177,9 +220,29 @@ def test_the_trade_off_is_drawn_by_epoch(tmp_path):
         retention.plot(new="val_auc")
 
 
+@pytest.mark.parametrize(
+    ("new", "kept"),
+    [([0.2, 0.5, 0.9], [0.9, 0.7, 0.3]), ([0.9, 0.5], [0.2, 0.9])],
+)
+def test_the_names_of_epochs_stay_inside_of_the_axes(new, kept):
+    figure = draw_trade_off(new, kept, 0.4, 1, ("new", "kept"))
+    figure.savefig(io.BytesIO())  # Lays it out.
+    border = figure.axes[0].get_window_extent()
+    names = [
+        text
+        for text in figure.axes[0].texts
+        if text.get_text().startswith("epoch")
+    ]
+    assert len(names) == 2
+    for name in names:
+        box = name.get_window_extent()
+        assert border.x0 <= box.x0 < box.x1 <= border.x1
+        assert border.y0 <= box.y0 < box.y1 <= border.y1
+
+
 def test_the_way_back_is_drawn_with_the_chosen_alpha(tmp_path):
     curve = ReviewCurve(
-        [0.0, 0.5, 1.0],
+        [1.0, 0.5, 0.25],
         {
             "old_loss": [9.0, 5.0, 1.0],
             "old_accuracy": [0.2, 0.7, 0.9],
@@ -190,7 +253,12 @@ def test_the_way_back_is_drawn_with_the_chosen_alpha(tmp_path):
     figure = curve.plot(tmp_path / "review.png")
     drawn = lines(figure.axes[0])
     assert list(drawn) == ["old_accuracy", "new_accuracy", "α = 0.5"]
-    np.testing.assert_allclose(drawn["old_accuracy"][:, 1], [0.2, 0.7, 0.9])
+    np.testing.assert_allclose(
+        drawn["old_accuracy"], [[1.0, 0.2], [0.5, 0.7], [0.25, 0.9]]
+    )
+    left, right = figure.axes[0].get_xlim()
+    assert left < right  # Pretrained on the left.
+    assert "0: pretrained" in texts(figure)
     np.testing.assert_allclose(drawn["α = 0.5"][:, 0], 0.5)
     assert list(lines(curve.plot(metrics=["old_loss"]).axes[0])) == [
         "old_loss",
@@ -218,5 +286,5 @@ def test_drawing_without_matplotlib_names_the_extra(monkeypatch):
 def test_no_window_is_opened_and_none_is_left():
     from matplotlib import pyplot
 
-    plot_strength(DualOpt()).canvas.draw()
+    plot_strength(DualOpt()).savefig(io.BytesIO())
     assert pyplot.get_fignums() == []

@@ -7,9 +7,13 @@ import networks
 import numpy as np
 import pytest
 
-from keras_dualopt import DualOpt
-from keras_dualopt.interpolation import interpolate
-from keras_dualopt.reviewing import ReviewCurve, review, review_curve
+from keras_dualopt import (
+    DualOpt,
+    ReviewCurve,
+    interpolate,
+    review,
+    review_curve,
+)
 
 HEAD = 2  # The head's variables come last.
 
@@ -56,31 +60,31 @@ def assert_at(model, alpha, tuned):
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_review_walks_back_in_equal_steps(model, tuned, steps):
-    fractions = []
-    for fraction in review(model, steps):
-        fractions.append(fraction)
-        assert_at(model, 1.0 - fraction, tuned)
-        if fraction in (0.0, 1.0):
+    alphas = []
+    for alpha in review(model, steps):
+        alphas.append(alpha)
+        assert_at(model, alpha, tuned)
+        if alpha in (0.0, 1.0):
             networks.assert_same(
                 networks.arrays(model.weights),
                 tuned
-                if fraction == 0.0
+                if alpha == 1.0
                 else [*networks.weights()[:-HEAD], *tuned[-HEAD:]],
             )
-    assert fractions == [step / steps for step in range(steps + 1)]
+    assert alphas == [1.0 - step / steps for step in range(steps + 1)]
 
 
 def test_leaving_the_loop_restores_the_weights(model, tuned):
-    for fraction in review(model, 5):
-        if fraction > 0.5:
+    for alpha in review(model, 5):
+        if alpha < 0.5:
             break
     networks.assert_same(networks.arrays(model.weights), tuned)
 
 
 def test_an_error_in_the_loop_restores_the_weights(model, tuned):
     def measure():
-        for fraction in review(model, 5):
-            if fraction > 0.5:
+        for alpha in review(model, 5):
+            if alpha < 0.5:
                 raise RuntimeError("measuring failed")
 
     with pytest.raises(RuntimeError, match="measuring failed"):
@@ -91,7 +95,7 @@ def test_an_error_in_the_loop_restores_the_weights(model, tuned):
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_an_iterator_that_is_given_up_restores_the_weights(model, tuned, end):
     walk = review(model, 5)
-    assert [next(walk), next(walk)] == [0.0, 0.2]
+    assert [next(walk), next(walk)] == [1.0, 0.8]
     assert_at(model, 0.8, tuned)
     if end == "close":
         walk.close()
@@ -120,8 +124,8 @@ def test_the_curve_is_that_of_the_interpolated_models(model, tuned, tmp_path):
     old, new = networks.data(2, seed=20), networks.data()
     curve = review_curve(model, {"old": old, "new": new}, steps=4)
     networks.assert_same(networks.arrays(model.weights), tuned)
-    assert list(curve.fractions) == [0.0, 0.25, 0.5, 0.75, 1.0]
-    for number, alpha in enumerate([1.0, 0.75, 0.5, 0.25, 0.0]):
+    assert list(curve.alphas) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    for number, alpha in enumerate(curve.alphas):
         model.set_weights(between(alpha, tuned))
         for name, data in (("old", old), ("new", new)):
             loss, error = model.evaluate(*data, verbose=0)
@@ -134,10 +138,14 @@ def test_the_curve_is_that_of_the_interpolated_models(model, tuned, tmp_path):
     model.set_weights(tuned)
 
 
-def test_alpha_is_chosen_by_two_validation_sets():
+ALPHAS = [1.0, 0.75, 0.5, 0.25, 0.0]
+METRICS = {"old": [0.1, 0.5, 0.8, 0.9, 0.9], "new": [0.9, 0.9, 0.6, 0.3, 0.2]}
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["down", "up"])
+def test_alpha_is_chosen_by_two_validation_sets(order):
     curve = ReviewCurve(
-        [0.0, 0.25, 0.5, 0.75, 1.0],
-        {"old": [0.1, 0.5, 0.8, 0.9, 0.9], "new": [0.9, 0.9, 0.6, 0.3, 0.2]},
+        ALPHAS[::order], {name: m[::order] for name, m in METRICS.items()}
     )
     assert curve.choose({"old": 1.0, "new": 1.0}) == 0.75  # 1.4 twice
     assert curve.choose({"old": 1.0}) == 0.25
@@ -146,6 +154,12 @@ def test_alpha_is_chosen_by_two_validation_sets():
     assert at_least == 0.5
     with pytest.raises(ValueError, match=r"'new', 'old'.*'older'"):
         curve.choose({"older": 1.0})
+
+
+def test_a_curve_shows_its_metrics_at_both_ends():
+    assert repr(ReviewCurve(ALPHAS, METRICS)) == (
+        "<ReviewCurve α 1 to 0: old 0.1 to 0.9, new 0.9 to 0.2>"
+    )
 
 
 def test_a_wrapped_optimizer_and_a_reloaded_model_know_the_way(tmp_path):
@@ -157,9 +171,65 @@ def test_a_wrapped_optimizer_and_a_reloaded_model_know_the_way(tmp_path):
     tuned = networks.arrays(model.weights)
     model.save(tmp_path / "model.keras")
     for one in (model, keras.saving.load_model(tmp_path / "model.keras")):
-        for fraction in review(one, 2):
-            assert_at(one, 1.0 - fraction, tuned)
+        for alpha in review(one, 2):
+            assert_at(one, alpha, tuned)
         networks.assert_same(networks.arrays(one.weights), tuned)
+
+
+def test_another_optimizer_is_a_source(model, tuned):
+    stranger = networks.compiled(keras.optimizers.SGD(), tuned)
+    with pytest.raises(ValueError, match=r"none for .*dense_0"):
+        interpolate(stranger, 0.5, model.optimizer)
+    optimizer = model.optimizer
+    model.optimizer = None
+    try:
+        copy = interpolate(model, 0.37, optimizer, copy=True)
+    finally:
+        model.optimizer = optimizer
+    assert_at(copy, 0.37, tuned)
+
+
+def test_of_a_part_of_the_model_only_that_part_is_walked():
+    model = trained()
+    tuned = networks.arrays(model.weights)
+    body = keras.Model(model.inputs, model.layers[1].output)
+    interpolate(body, 0.0)
+    networks.assert_same(
+        networks.arrays(model.weights), [*networks.weights()[:4], *tuned[4:]]
+    )
+
+
+def test_two_optimizers_with_anchors_are_named_and_one_can_be_chosen():
+    model = trained()
+    first = model.optimizer
+    model.compile(
+        DualOpt(networks.RATE, name="second", **networks.FINETUNE).anchor_at(),
+        "mse",
+    )
+    middle = networks.arrays(model.weights)
+    networks.fit(model, 2)
+    second, tuned = model.optimizer, networks.arrays(model.weights)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"second.*`source=`.*anchor_at"):
+        interpolate(model, 0.5)
+    interpolate(model, 0.0, second)
+    networks.assert_same(
+        networks.arrays(model.weights), [*middle[:-HEAD], *tuned[-HEAD:]]
+    )
+    interpolate(model, 0.0, first)
+    assert_at(model, 0.0, tuned)
+
+
+def test_a_stage_that_was_meant_does_not_look_for_earlier_anchors():
+    model = trained()
+    first, tuned = model.optimizer, networks.arrays(model.weights)
+    model.compile(
+        DualOpt(networks.RATE, **networks.FINETUNE).anchor_at(), "mse"
+    )
+    model.optimizer.build(model.trainable_variables)
+    interpolate(model, 0.0)
+    networks.assert_same(networks.arrays(model.weights), tuned)
+    assert first.has_anchors
 
 
 @pytest.mark.parametrize("kind", ["model", "file", "backbone"])
@@ -255,7 +325,7 @@ def test_a_lora_delta_is_scaled():
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, 50, float("nan"), True, "0.5"])
 def test_alpha_must_be_a_share(model, tuned, alpha):
-    with pytest.raises(ValueError, match=r"`alpha` in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`alpha` must be in \[0, 1\]"):
         interpolate(model, alpha)
 
 
@@ -308,8 +378,8 @@ def test_reviewing_in_the_middle_of_an_epoch_does_not_disturb_it():
         def on_train_batch_end(self, batch, logs=None):
             model = self.model
             before = networks.arrays(model.trainable_variables)
-            for fraction in review(model, 2):
-                assert_at(model, 1.0 - fraction, before)
+            for alpha in review(model, 2):
+                assert_at(model, alpha, before)
                 self.seen += 1
 
     plain, reviewing = trained(steps=4), Reviewing()
@@ -397,8 +467,8 @@ def test_training_inside_of_the_loop_is_an_error_in_the_next_step(train, at):
     tuned = networks.arrays(model.weights)
 
     def walk():
-        for fraction in review(model, 2):
-            if fraction == at:
+        for alpha in review(model, 2):
+            if alpha == at:
                 train(model)
 
     with pytest.raises(ValueError, match="interpolate"):

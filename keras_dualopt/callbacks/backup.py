@@ -80,12 +80,12 @@ class AtomicBackup(keras.callbacks.Callback):
         super().__init__()
         if not os.fspath(path).endswith(_ENDING):
             raise ValueError(
-                f"Expected: a path that ends in '{_ENDING}'. Received: "
+                f"`path` must end in '{_ENDING}'. Received: "
                 f"{os.fspath(path)!r}."
             )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(
-                "Expected: `every` to be a whole number of epochs, at least 1. "
+                "`every` must be a whole number of epochs, at least 1. "
                 f"Received: {every!r}."
             )
         self._path = Path(path)
@@ -109,7 +109,7 @@ class AtomicBackup(keras.callbacks.Callback):
             epoch, iterations = self._read_progress()
         if not self.model.built:
             raise ValueError(
-                "Expected: a built model, to read the backup into. Received: "
+                "The model must be built, to read the backup into. Received: "
                 f"{self.model.name!r}, which is not. Call it on a batch, or "
                 "`model.build(...)`, before `fit`."
             )
@@ -121,8 +121,8 @@ class AtomicBackup(keras.callbacks.Callback):
         if _iterations(optimizer) != iterations:
             # Keras' optimizers pass over a state of another length.
             raise ValueError(
-                f"Expected: an optimizer at step {iterations} in "
-                f"{os.fspath(self._path)!r}. Received: a file without one for "
+                f"{os.fspath(self._path)!r} must hold the optimizer at step "
+                f"{iterations}. Received: a file without one for "
                 f"{_name(optimizer)}. The file is damaged, or was written with "
                 "other arguments of the optimizer."
             )
@@ -160,7 +160,7 @@ class AtomicBackup(keras.callbacks.Callback):
         path = os.fspath(self._path)
         if None in progress:
             raise ValueError(
-                "Expected: a file that AtomicBackup wrote. Received: "
+                "`path` must be a file that AtomicBackup wrote. Received: "
                 f"{path!r}, a weights file without the number of its epoch. "
                 "Choose another path for the backup; this file is as it was."
             )
@@ -168,7 +168,7 @@ class AtomicBackup(keras.callbacks.Callback):
         name = _name(self.model.optimizer)
         if written_with != name or not has_optimizer:
             raise ValueError(
-                f"Expected: the state of {name} in {path!r}. Received: a file "
+                f"{path!r} must hold the state of {name}. Received: a file "
                 f"written with {written_with}"
                 + ("" if has_optimizer else ", without its state")
                 + ". The file is damaged, or was written with another "
@@ -177,8 +177,8 @@ class AtomicBackup(keras.callbacks.Callback):
         ended = _ended[self._path.resolve()]
         if earlier != ended:
             raise ValueError(
-                f"Expected: the backup of `fit` number {ended + 1} with the "
-                f"path {path!r} in this process. Received: that of number "
+                f"{path!r} must be the backup of this process's `fit` number "
+                f"{ended + 1} with this path. Received: that of number "
                 f"{earlier + 1}. Give each `fit` a path of its own, with "
                 "`keep=True`; to use this file, `model.load_weights(...)` and "
                 f"`fit(..., initial_epoch={epoch})`."
@@ -214,7 +214,7 @@ class AtomicBackup(keras.callbacks.Callback):
             if error.errno is not None:  # The system's: no right to read, …
                 raise
             raise ValueError(
-                "Expected: an intact file of AtomicBackup. Received: "
+                "`path` must be an intact file of AtomicBackup. Received: "
                 f"{os.fspath(self._path)!r}, which HDF5 cannot read. The file "
                 "is damaged; use another copy of it, or remove it to begin "
                 "anew."

@@ -7,6 +7,7 @@ import keras
 
 from keras_dualopt.callbacks.measure import (
     LOG_KEYS,
+    OF_A_STEP,
     Measure,
     Snapshot,
     rate_of,
@@ -29,11 +30,13 @@ class Drift(keras.callbacks.Callback):
     | strength | ρ | ρ |
     | pull_share | ‖ρ (θ_pre − θ₀)‖ / ‖θ_pre − θ_{t−1}‖ | the same, θ₀ = 0 |
     | update_ratio | ‖θ_t − θ_{t−1}‖ / ‖θ_{t−1}‖ | the same |
+    | reach_used | with `reach`: max |θ_t − θ₀| / R; 1: all of it | NaN |
 
     with the norm over all weights of the layer. The epoch's `logs` get five
     numbers: `drift`, `pull_share` and `update_ratio` over all these layers
     together, `drift_shallow` over those of relative depth below 0.5,
-    `drift_deep` over the others. History, `CSVLogger`, TensorBoard and others
+    `drift_deep` over the others; with `reach` also `reach_used`, the largest of
+    all layers. History, `CSVLogger`, TensorBoard and others
     show them without more ado: those that are listed after `Drift`. A callback
     that sets the learning rate in every step belongs before it. A stage that
     trains no such layer (only a new head) has none of the five.
@@ -42,7 +45,8 @@ class Drift(keras.callbacks.Callback):
     taken; with gradient accumulation, that is the micro-step that moves the
     weights. The pull is worked out from θ_{t−1}, θ_t and ρ, exactly for an
     ordinary step; a constraint or an overwriting average (`use_ema`) counts
-    as part of the step. It is NaN where ρ = 1, which leaves no trace of θ_pre
+    as part of the step. It is NaN where ρ = 1, which leaves no trace of θ_pre,
+    and of pulled weights stored in bfloat16 or float16, whose rounding hides it
     (the total is of the other weights), and with `steps_per_execution` > 1,
     where several pulls lie in between; `update_ratio` is then that of all of
     them together. Other things not defined are NaN, too: the relative drift of
@@ -83,8 +87,8 @@ class Drift(keras.callbacks.Callback):
         super().__init__()
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(
-                "Expected: `every` to be a whole number of steps ≥ 1. "
-                f"Received: {every!r}."
+                f"`every` must be a whole number of steps ≥ 1. Received: "
+                f"{every!r}."
             )
         if file is not None and not os.fspath(file).endswith(".npz"):
             raise ValueError(
@@ -144,7 +148,7 @@ class Drift(keras.callbacks.Callback):
             self._open = Snapshot.of(optimizer, variables)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write the five numbers into `logs`, and the record to its file."""
+        """Write the numbers into `logs`, and the record to its file."""
         if self._open is not None:
             self._close()
             self._open = None
@@ -158,6 +162,8 @@ class Drift(keras.callbacks.Callback):
             self._add(measure(None), watched=False)
         if logs is not None and measure.names:
             logs.update(self._latest)
+            if optimizer_of(self.model, beside_others=True).reach is None:
+                del logs["reach_used"]
         if self.file is not None:
             self.record.save(self.file)
 
@@ -191,7 +197,7 @@ class Drift(keras.callbacks.Callback):
         assert self.record is not None
         self.record.add(sample)
         for key in LOG_KEYS:
-            if watched or key.startswith("drift") or key not in self._latest:
+            if watched or key not in OF_A_STEP or key not in self._latest:
                 self._latest[key] = sample.totals[key]
 
     def plot(
@@ -204,7 +210,7 @@ class Drift(keras.callbacks.Callback):
         Args:
             path: Where to save the picture. Default: nowhere.
             quantity: What the colours show: `"drift"`, `"strength"`,
-                `"pull_share"` or `"update_ratio"`.
+                `"pull_share"`, `"update_ratio"` or `"reach_used"`.
 
         Returns:
             The matplotlib figure.
@@ -217,7 +223,7 @@ class Drift(keras.callbacks.Callback):
 
         if self.record is None or not len(self.record):
             raise ValueError(
-                "Expected: a `Drift` that has watched a `fit`. Received: one "
-                "without measurements. Pass it in `callbacks` first."
+                "`plot` needs a `Drift` that has watched a `fit`. Received: "
+                "one without measurements. Pass it in `callbacks` first."
             )
         return plots.draw_drift(self.record, quantity, path)

@@ -15,12 +15,13 @@ LOG_KEYS = (
     "drift",
     "drift_shallow",
     "drift_deep",
+    "reach_used",
     "pull_share",
     "update_ratio",
 )
 
-# The distance from 1 to the next number; the arithmetic here is float32's.
-_ROUNDING = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
+# Of these, what concerns one step and not the weights as they are.
+OF_A_STEP = ("pull_share", "update_ratio")
 
 
 def present(variable: keras.Variable) -> Any:
@@ -86,6 +87,11 @@ class Sample:
     totals: dict[str, float]
 
 
+_NARROW = ("bfloat16", "float16")
+# The distance from 1 to the next number of the arithmetic here.
+_ROUNDING = 2.0**-23
+
+
 class Measure:
     """Measures the layers of one optimizer that have something to measure.
 
@@ -127,6 +133,10 @@ class Measure:
         self._layer = np.repeat(
             np.arange(len(layers)), [len(layer) for layer in layers]
         )
+        # Stored so, θ_t is rounded by as much as the pull moves it.
+        self._narrow = np.array(
+            [row.variable.dtype in _NARROW for row in self._rows], dtype=bool
+        )
         # LoRA's second factor is pulled to 0, which is no pretrained value.
         self._drifts = np.array(
             [self.mode == "scratch" or row.anchored for row in self._rows],
@@ -153,6 +163,7 @@ class Measure:
                 with np.errstate(divide="ignore"):
                     factors = ratio / (1.0 - ratio)
                 factors[ratio == 1.0] = np.nan
+                factors[self._narrow & (ratio > 0.0)] = np.nan
             else:
                 # Several pulls in between: their sum is not known.
                 factors = np.full_like(ratio, np.nan)
@@ -171,6 +182,15 @@ class Measure:
         ratios = {level: pull.host_ratio(level, rate) for level in {*levels}}
         return np.array([ratios[level] for level in levels], dtype="float32")
 
+    def _reach(self) -> Any:
+        """Return R of each weight; NaN where there is no `reach`."""
+        pull = self._optimizer.pull
+        levels = [pull.levels[index] for index in self._indices]
+        if not pull.reach:
+            return np.full(len(levels), np.nan)
+        distances = {level: pull.distance(level) for level in {*levels}}
+        return np.array([distances[level] for level in levels])
+
     def _sample(
         self, step: int, ratio: Any, sums: dict[str, Any], watched: bool
     ) -> Sample:
@@ -182,14 +202,22 @@ class Measure:
             for name in ("drift", "pull_share", "update_ratio")
         }
         layers["strength"] = strength if watched else np.full(count, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            used = sums["farthest"] / self._reach()
+        layers["reach_used"] = np.full(count, np.nan)
+        # Where R is 0, a weight at θ₀ has used nothing that there is.
+        np.fmax.at(layers["reach_used"], self._layer, used)
 
         depth = self.relative[self._layer]
         totals = {
             "drift": self._total(sums, "drift", np.isfinite(depth)),
             "drift_shallow": self._total(sums, "drift", depth < 0.5),
             "drift_deep": self._total(sums, "drift", depth >= 0.5),
+            "reach_used": float(
+                np.fmax.reduce(layers["reach_used"], initial=np.nan)
+            ),
         }
-        for name in ("pull_share", "update_ratio"):
+        for name in OF_A_STEP:
             totals[name] = self._total(sums, name, np.isfinite(depth))
         return Sample(step, layers, totals)
 
@@ -226,7 +254,7 @@ def _sums_of_squares(
     before: Snapshot | None,
     factors: Any,
 ) -> dict[str, Any]:
-    """Return Σ(θ−a)², Σa² and, of the step, Σ(θ_t−θ_{t−1})² and its parts.
+    """Return Σ(θ−a)², Σa², max |θ−a| and the parts of Σ(θ_t−θ_{t−1})².
 
     Computed on the device; one array comes back. An ordinary step is undone
     exactly: with k = ρ/(1−ρ), the pull ρ(θ_pre−a) is k(θ_t−a), and the
@@ -243,7 +271,11 @@ def _sums_of_squares(
             else ops.cast(present(anchor), "float32")
         )
         distance = ops.subtract(now, target)
-        row = [_square_sum(distance), _square_sum(target)]
+        row = [
+            _square_sum(distance),
+            _square_sum(target),
+            ops.max(ops.abs(distance)),
+        ]
         if before is not None:
             past = ops.cast(before.values[id(variable)], "float32")
             step = ops.subtract(now, past)
@@ -251,27 +283,27 @@ def _sums_of_squares(
             row += [_square_sum(t) for t in (step, past, proposed)]
         rows.append(ops.stack(row))
     if not rows:
-        table = np.zeros((0, 5))
+        table = np.zeros((0, 6))
     else:
         table = ops.convert_to_numpy(ops.stack(rows)).astype("float64")
-    distance, target = table[:, 0], table[:, 1]
+    distance, target, farthest = table[:, :3].T
     if before is None:
         missing = np.full(len(rows), np.nan)
         step = past = proposed = pull = missing
     else:
-        step, past, proposed = table[:, 2], table[:, 3], table[:, 4]
+        step, past, proposed = table[:, 3:].T
         pull = np.square(factors.astype("float64")) * distance
         # No gradient, no pull: the weight did not move at all. And JAX hands
         # out zeros as gradients of weights that are not used: there the pull
         # is all of the step, and what else there seems to be is rounding.
         idle = (step == 0.0) & np.isfinite(proposed)
-        noise = np.array([_ROUNDING.get(v.dtype, 2.0**-23) for v in variables])
-        still = idle | (proposed <= np.square(4.0 * noise) * past)
+        still = idle | (proposed <= np.square(4.0 * _ROUNDING) * past)
         pull = np.where(idle, 0.0, pull)
         proposed = np.where(still, 0.0, proposed)
     return {
         "distance": distance,
         "anchor": target,
+        "farthest": farthest,
         "step": step,
         "before": past,
         "proposed": proposed,

@@ -7,7 +7,13 @@ import numpy as np
 
 from keras_dualopt.callbacks.measure import LOG_KEYS, Sample
 
-QUANTITIES = ("drift", "strength", "pull_share", "update_ratio")
+QUANTITIES = (
+    "drift",
+    "strength",
+    "pull_share",
+    "update_ratio",
+    "reach_used",
+)
 
 
 class DriftRecord:
@@ -32,6 +38,15 @@ class DriftRecord:
         self.layers = list(layers)
         self.relative = np.asarray(relative, dtype="float64")
         self._samples: list[Sample] = []
+
+    def __repr__(self) -> str:
+        """Name what was measured, and when."""
+        steps = self.steps
+        when = f" of steps {steps[0]} to {steps[-1]}" if len(steps) else ""
+        return (
+            f"<DriftRecord {self.mode}: {len(self.layers)} layers, "
+            f"{len(steps)} samples{when}>"
+        )
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -58,15 +73,15 @@ class DriftRecord:
         """Return one row a layer, one column a sample; NaN: not defined.
 
         Args:
-            quantity: `"drift"`, `"strength"`, `"pull_share"` or
-                `"update_ratio"`.
+            quantity: `"drift"`, `"strength"`, `"pull_share"`,
+                `"update_ratio"` or `"reach_used"`.
 
         Raises:
             ValueError: For another one.
         """
         if quantity not in QUANTITIES:
             raise ValueError(
-                f"Expected: `quantity` to be one of {QUANTITIES}. Received: "
+                f"`quantity` must be one of {QUANTITIES}. Received: "
                 f"{quantity!r}."
             )
         columns = [s.layers[quantity] for s in self._samples]
@@ -106,8 +121,11 @@ class DriftRecord:
                 [str(name) for name in file["layers"]],
                 file["relative"],
             )
-            matrices = {name: file[name] for name in QUANTITIES}
-            totals = {key: file[f"total_{key}"] for key in LOG_KEYS}
+            # Files of version 0.1 have no `reach_used`.
+            gap = np.full(len(file["steps"]), np.nan)
+            gaps = np.tile(gap, (len(record.layers), 1))
+            matrices = {name: file.get(name, gaps) for name in QUANTITIES}
+            totals = {key: file.get(f"total_{key}", gap) for key in LOG_KEYS}
             for column, step in enumerate(file["steps"]):
                 record.add(
                     Sample(

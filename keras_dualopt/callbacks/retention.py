@@ -1,34 +1,38 @@
 """`Retention`: what the model still knows, beside what it learns."""
 
-import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_dualopt.backend import engine
-from keras_dualopt.evaluation import (
+from keras_dualopt.interpolation.metrics import (
     Rule,
     check_rule,
     evaluate,
     named_data,
     score,
 )
-from keras_dualopt.sources import numpy_value
+
+# The log key of what the rule says of an epoch.
+SCORE = "retention_score"
 
 
 class Retention(keras.callbacks.Callback):
-    """Evaluates the old task after every epoch; may stop, or keep the best.
+    """Evaluates the old task after every epoch, beside the new one.
 
-    Changes no weight, except that `keep_best` puts the best ones back at the
-    end. Use it to choose `rollback` by what is kept as well as by what is
-    learned, or to stop where forgetting costs more than learning brings. Works
-    with any optimizer.
+    Changes no weight. Use it to choose `rollback` by what is kept as well as by
+    what is learned. Works with any optimizer.
 
     The metrics of the old task go into the epoch's `logs` as `kept_loss`,
-    `kept_accuracy` and so on, with several tasks as `kept_<name>_loss`. List
-    it before the callbacks that are to see them (`CSVLogger`). `History` always
-    does.
+    `kept_accuracy` and so on, with several tasks as `kept_<name>_loss`; what
+    `rule` makes of them and of the new task's as `retention_score`. List it
+    before the callbacks that are to see them, such as `CSVLogger`, or Keras'
+    own early stopping, to stop where forgetting costs more than learning
+    brings and to go back to the best epoch:
+    `EarlyStopping("retention_score", mode="max", patience=3,
+    restore_best_weights=True)`. `History` always sees them.
 
     Args:
         data: The old task: whatever `model.evaluate` takes, arrays as a tuple
@@ -40,22 +44,17 @@ class Retention(keras.callbacks.Callback):
         rule: What is good: a dict {log key: weight}, such as
             `{"val_accuracy": 1.0, "kept_accuracy": 1.0}` (negative for a
             loss), or a function of the epoch's logs. The highest value is the
-            best.
-        patience: Stop after so many epochs without a better value. Default
-            `None`: never. Needs a `rule`.
-        keep_best: Whether to put the weights of the best epoch back at the end
-            of `fit`. The optimizer's state stays. Needs a `rule`.
+            best; NaN is the lowest.
 
     Attributes:
         before: The metrics of the old task before the first epoch.
         epochs: The logs of every epoch.
-        best_epoch: The number of the best epoch, from 0; `None` without rule.
-
-    Memory: with `keep_best`, one copy of the weights in main memory.
+        best_epoch: Which of `epochs` is the best by the rule, from 0; `None`
+            without one.
 
     Raises:
-        ValueError: If `patience` or `keep_best` has no `rule`; at the start of
-            `fit`, if `model` shares no weight with the one that is trained.
+        ValueError: At the start of `fit`, if `model` shares no weight with the
+            one that is trained.
         TypeError: If the rule, the data or the model is of another kind.
 
     Example:
@@ -70,76 +69,39 @@ class Retention(keras.callbacks.Callback):
         model: keras.Model | None = None,
         batch_size: int | None = None,
         rule: Rule | None = None,
-        patience: int | None = None,
-        keep_best: bool = False,
     ) -> None:
         super().__init__()
         self._data = named_data(data)
         _check_task(self._data, model)
         if rule is not None:
             check_rule(rule)
-        elif patience is not None or keep_best:
-            raise ValueError(
-                "Expected: a `rule` that says which epoch is the best. "
-                f"Received: None, with patience={patience!r} and keep_best="
-                f"{keep_best!r}. Such as rule={{'val_accuracy': 1.0, "
-                "'kept_accuracy': 1.0}."
-            )
-        if patience is not None and (
-            isinstance(patience, bool)
-            or not isinstance(patience, int)
-            or patience < 1
-        ):
-            raise ValueError(
-                "Expected: `patience` to be a whole number of epochs ≥ 1. "
-                f"Received: {patience!r}."
-            )
         self._evaluated = model
         self._batch_size = batch_size
         self.rule = rule
-        self.patience = patience
-        self.keep_best = keep_best
-        self._reset()
-
-    def _reset(self) -> None:
         self.before: dict[str, float] = {}
         self.epochs: list[dict[str, float]] = []
-        self.best_epoch: int | None = None
-        self._best_index = -1
-        self._best_score = -math.inf
-        self._best_weights: list[Any] = []
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Which of `epochs` is the best by the rule; `None` without one."""
+        if self.rule is None or not self.epochs:
+            return None
+        return int(np.argmax([logs[SCORE] for logs in self.epochs]))
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Evaluate the old task before anything is forgotten."""
-        self._reset()
         self._check_shared()
+        self.epochs = []
         self.before = self._kept()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Evaluate the old task, and judge the epoch."""
-        kept = self._kept()
+        found = {**(logs or {}), **self._kept()}
+        if self.rule is not None:
+            found[SCORE] = score(self.rule, found)
+        self.epochs.append(found)
         if logs is not None:
-            logs.update(kept)
-        self.epochs.append({**(logs or {}), **kept})
-        if self.rule is None:
-            return
-        value = score(self.rule, self.epochs[-1])
-        if value > self._best_score or self.best_epoch is None:
-            self._best_score = value
-            self.best_epoch = epoch
-            self._best_index = len(self.epochs) - 1
-            if self.keep_best:
-                self._best_weights = [numpy_value(w) for w in self._weights()]
-        waited = len(self.epochs) - 1 - self._best_index
-        if self.patience is not None and waited >= self.patience:
-            self.model.stop_training = True
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Put the best weights back, where that was asked for."""
-        if self._best_index < len(self.epochs) - 1:
-            for weight, value in zip(self._weights(), self._best_weights):
-                engine.copy_value(weight, keras.ops.convert_to_tensor(value))
-        self._best_weights = []
+            logs.update(found)
 
     def _check_shared(self) -> None:
         other = self._evaluated
@@ -153,10 +115,6 @@ class Retention(keras.callbacks.Callback):
                 f"change. Received: {other.name!r}, which shares none of its "
                 f"{len(other.weights)}. Build it of the same layers."
             )
-
-    def _weights(self) -> list[keras.Variable]:
-        weights: list[keras.Variable] = self.model.weights
-        return weights
 
     def _kept(self) -> dict[str, float]:
         model = self.model  # On JAX this brings the state back.
@@ -189,15 +147,15 @@ class Retention(keras.callbacks.Callback):
 
         if not self.epochs:
             raise ValueError(
-                "Expected: a `Retention` that has watched a `fit`. Received: "
-                "one without an epoch. Pass it in `callbacks` first."
+                "`plot` needs a `Retention` that has watched a `fit`. "
+                "Received: one without an epoch. Pass it in `callbacks` first."
             )
         new, kept = self._axes(new, kept)
         return plots.draw_trade_off(
             [logs[new] for logs in self.epochs],
             [logs[kept] for logs in self.epochs],
             self.before[kept],
-            self._best_index if self.rule is not None else None,
+            self.best_epoch,
             (new, kept),
             path,
         )
@@ -206,7 +164,9 @@ class Retention(keras.callbacks.Callback):
         keys = list(self.epochs[-1])
         for key in (new, kept):
             if key is not None and key not in keys:
-                raise ValueError(f"Expected: one of {keys}. Received: {key!r}.")
+                raise ValueError(
+                    f"`new` and `kept` must be among {keys}. Received: {key!r}."
+                )
         old = [key for key in keys if key in self.before]
         # What is easier to read than a loss comes first.
         old.sort(key=lambda key: key.endswith("loss"))
@@ -218,23 +178,23 @@ class Retention(keras.callbacks.Callback):
                 if other in keys:
                     return other, key
         raise ValueError(
-            "Expected: a metric that both tasks have, or `new` and `kept` by "
-            f"name. Received: {keys}."
+            "Both tasks must have one metric. Received: "
+            f"{keys}. Name one of each: `plot(new=..., kept=...)`."
         )
 
 
-def _check_task(data: dict[str, Any], model: Any) -> None:
+def _check_task(data: Mapping[str, Any], model: Any) -> None:
     """Refuse arrays that are not in one tuple with their labels."""
     if model is not None and not isinstance(model, keras.Model):
         raise TypeError(
-            "Expected: `model` to be a Keras model. Received: "
+            "`model` must be a Keras model. Received: "
             f"{type(model).__name__}. Arrays belong in one tuple: "
             "`Retention((x_old, y_old))`."
         )
     for one in data.values():
         if hasattr(one, "shape"):
             raise TypeError(
-                "Expected: the inputs with their labels. Received: one "
+                "Data must be the inputs with their labels. Received: one "
                 f"{type(one).__name__} of shape {tuple(one.shape)}. Pass a "
                 "tuple: `Retention((x_old, y_old))`."
             )

@@ -25,9 +25,8 @@ def new_figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "Expected: matplotlib, to draw a picture. Received: an "
-            "environment without it. Install it with `pip install "
-            "keras-dualopt[plots]`; the numbers are there without it."
+            "A picture needs matplotlib, which is not installed. Run `pip "
+            "install keras-dualopt[plots]`; the numbers are there without it."
         ) from error
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     if "mosaic" in layout:

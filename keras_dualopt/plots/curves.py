@@ -4,11 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy.typing as npt
+
 from keras_dualopt.plots.canvas import (
     COLOUR_MAP,
     COLOURS,
     MARKS,
-    as_percent,
     finish,
     new_figure,
     whole_numbers,
@@ -49,11 +50,16 @@ def draw_trade_off(
         zorder=2,
     )
     for position in sorted({0, len(new) - 1}):
+        # Inside of the axes, and beside of the line as far as may be.
+        right = new[position] <= (min(new) + max(new)) / 2
+        above = kept[position] > (min(kept) + max(kept)) / 2
         axes.annotate(
             f"epoch {position + 1}",
             (new[position], kept[position]),
-            xytext=(6, 6),
+            xytext=(6 if right else -6, 6 if above else -6),
             textcoords="offset points",
+            ha="left" if right else "right",
+            va="bottom" if above else "top",
             fontsize=8,
         )
     if best is not None:
@@ -84,38 +90,35 @@ def draw_trade_off(
 
 
 def draw_review(
-    fractions: Any,
+    alphas: npt.NDArray[Any],
     metrics: Mapping[str, Any],
     chosen: float | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Draw metrics over the way back from the fine-tuned to the old weights.
+    """Draw metrics over α, from the pretrained weights to the fine-tuned.
 
     Args:
-        fractions: The share of the way back, 0 to 1.
+        alphas: 0 is pretrained, 1 is fine-tuned.
         metrics: One line each, by name.
-        chosen: A fraction to be marked.
+        chosen: An α to be marked.
         path: Where to save the picture. Default: nowhere.
     """
     figure, axes = new_figure(6.4, 4.0)
     for number, (name, values) in enumerate(metrics.items()):
         axes.plot(
-            fractions,
+            alphas,
             values,
             color=COLOURS[number % len(COLOURS)],
             marker=MARKS[number % len(MARKS)],
             markersize=4,
-            markevery=max(1, len(fractions) // 10),
+            markevery=max(1, len(alphas) // 10),
             label=name,
         )
     if chosen is not None:
         axes.axvline(
-            chosen, color="0.4", linestyle="--", label=f"α = {1 - chosen:.3g}"
+            chosen, color="0.4", linestyle="--", label=f"α = {chosen:.3g}"
         )
-    axes.set_xlabel(
-        "share of the way back to θ₀ (0%: fine-tuned, 100%: pretrained)"
-    )
-    as_percent(axes.xaxis)
+    axes.set_xlabel("α (0: pretrained, 1: fine-tuned)")
     kinds = {name.partition("_")[2] or name for name in metrics}
     axes.set_ylabel(kinds.pop() if len(kinds) == 1 else "metric")
     axes.grid(alpha=0.3)

@@ -15,14 +15,14 @@ from keras_dualopt.plots.canvas import (
     new_figure,
 )
 
-_MOST_NAMES = 24
-_LONGEST_NAME = 28
+_ROW, _PANEL = 0.17, 1.9  # Heights in inches.
 
 _QUANTITIES = {
     "drift": "drift ‖θ − θ₀‖ / ‖θ₀‖",
     "strength": "strength ρ: share of the way back per step",
     "pull_share": "share of the step that the pull took",
     "update_ratio": "update ‖θₜ − θₜ₋₁‖ / ‖θₜ₋₁‖",
+    "reach_used": "reach used: largest |θ − θ₀| / R",
 }
 
 
@@ -36,29 +36,50 @@ def draw_drift(
         quantity: What the colours show; as in `DriftRecord.matrix`.
         path: Where to save the picture. Default: nowhere.
     """
+    panels = ["drift", "pull_share", "update_ratio"]
+    if np.isfinite(record.totals["reach_used"]).any():
+        panels.append("reach_used")
+    labels = _labels(record)
+    beside = _PANEL * len(panels)
+    height = max(beside, 1.2 + _ROW * len(labels))
+    mosaic, heights = [["map", p] for p in panels], [_PANEL] * len(panels)
+    if height > beside + _PANEL / 2:
+        # The map goes on below the panels, which would be stretched.
+        mosaic, heights = [*mosaic, ["map", "."]], [*heights, height - beside]
     figure, axes = new_figure(
-        11.0,
-        min(max(4.6, 1.6 + 0.22 * len(record.layers)), 7.5),
-        mosaic=[["map", "drift"], ["map", "share"], ["map", "ratio"]],
+        9.0 + 0.07 * max(map(len, labels)),
+        height,
+        mosaic=mosaic,
         width_ratios=[2.0, 1.0],
+        height_ratios=heights,
     )
     names = dict(_QUANTITIES)
     shares = set(_QUANTITIES)
     if record.mode == "scratch":
         names["drift"] = "norm ‖θ‖"
         shares.remove("drift")
-    bar = _draw_map(figure, axes["map"], record, quantity)
+    bar = _draw_map(figure, axes["map"], record, quantity, labels)
     bar.set_label(names[quantity])
     if quantity in shares:
         as_percent(bar.ax.yaxis)
-    places = {"drift": "drift", "pull_share": "share", "update_ratio": "ratio"}
-    for key, place in places.items():
-        _draw_total(axes[place], record, key)
-        axes[place].set_title(names[key], fontsize=9)
-        if key in shares:
-            as_percent(axes[place].yaxis)
-    axes["ratio"].set_xlabel("step (updates so far)")
+    for panel in panels:
+        _draw_total(axes[panel], record, panel)
+        axes[panel].set_title(names[panel], fontsize=9)
+        if panel in shares:
+            as_percent(axes[panel].yaxis)
+    axes[panels[-1]].set_xlabel("step (updates so far)")
     return finish(figure, path)
+
+
+def _labels(record: Any) -> list[str]:
+    """Return each row's layer, less the folders that all share, and depth."""
+    parts = [name.split("/") for name in record.layers]
+    while min(map(len, parts)) > 1 and len({p[0] for p in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    return [
+        f"{'/'.join(part)}  {depth:.2f}"
+        for part, depth in zip(parts, record.relative)
+    ]
 
 
 def _draw_total(axes: Any, record: Any, key: str) -> None:
@@ -93,7 +114,9 @@ def _draw_total(axes: Any, record: Any, key: str) -> None:
         )
 
 
-def _draw_map(figure: Any, axes: Any, record: Any, quantity: str) -> Any:
+def _draw_map(
+    figure: Any, axes: Any, record: Any, quantity: str, labels: Sequence[str]
+) -> Any:
     """Draw the map and return its colour bar."""
     count = len(record.layers)
     matrix = np.ma.masked_invalid(record.matrix(quantity))
@@ -109,15 +132,7 @@ def _draw_map(figure: Any, axes: Any, record: Any, quantity: str) -> Any:
     axes.set_facecolor("0.85")  # Shows through where nothing is defined.
     axes.invert_yaxis()
     axes.set_xlabel("step (updates so far)")
-    shown = np.unique(
-        np.linspace(0, count - 1, min(count, _MOST_NAMES)).round().astype(int)
-    )
-    names = [_short(n) for n in _without_common_start(record.layers)]
-    axes.set_yticks(
-        shown,
-        [f"{names[i]}  {record.relative[i]:.2f}" for i in shown],
-        fontsize=8,
-    )
+    axes.set_yticks(np.arange(count), labels, fontsize=7)
     axes.set_ylabel("layer and its relative depth, nearest the input on top")
     extend = "max" if beyond else "neither"
     return figure.colorbar(image, ax=axes, pad=0.01, extend=extend)
@@ -145,18 +160,3 @@ def _edges(steps: Any) -> Any:
     middle = (steps[1:] + steps[:-1]) / 2.0
     first, last = 2.0 * steps[0] - middle[0], 2.0 * steps[-1] - middle[-1]
     return np.concatenate([[first], middle, [last]])
-
-
-def _short(name: str) -> str:
-    """Return the end of a long path, which tells more than its start."""
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return "…" + name[1 - _LONGEST_NAME :]
-
-
-def _without_common_start(names: Sequence[str]) -> list[str]:
-    """Return the paths without the folders that all of them share."""
-    parts = [name.split("/") for name in names]
-    while min(map(len, parts)) > 1 and len({p[0] for p in parts}) == 1:
-        parts = [part[1:] for part in parts]
-    return ["/".join(part) for part in parts]

@@ -279,8 +279,8 @@ def test_a_ruined_run_goes_back_to_its_anchors(ending, tmp_path):
         model.load_weights(path)
     start = networks.weights()
     networks.assert_anchored_at(model.optimizer, start)
-    for share in review(model, steps=3):
-        if share == 1.0:
+    for alpha in review(model, steps=3):
+        if alpha == 0.0:
             networks.assert_same(
                 networks.arrays(model.trainable_variables)[:-2], start[:-2]
             )

@@ -123,8 +123,8 @@ def test_the_way_back_ends_at_the_pretrained_backbone(tuned, pretrained):
     model, _, _ = tuned
     _, before = pretrained
     weights = arrays(model.weights)
-    for fraction in review(model, 2):
-        if fraction == 1.0:
+    for alpha in review(model, 2):
+        if alpha == 0.0:
             ends = arrays(model.weights)
     assert_same(model, weights)
     copy = interpolate(model, 0.0, copy=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -14,13 +15,15 @@ from keras_dualopt import sources
 from keras_dualopt.backend import engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import layer_depth
-from keras_dualopt.lookup import optimizer_of
+from keras_dualopt.lookup import holder_of
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import Row, look_new, role
 from keras_dualopt.wrapping import settle, unwrapped
 
-# A Keras model or the path of a weights file.
-Source: TypeAlias = Any
+# A model, the path of a weights file, or an optimizer with anchors.
+Source: TypeAlias = (
+    keras.Model | str | os.PathLike[str] | keras.optimizers.Optimizer | None
+)
 
 
 def interpolate(
@@ -41,14 +44,14 @@ def interpolate(
     because it has no pretrained value.
 
     Args:
-        model: A model compiled with `DualOpt(mode="finetune")`; with a
-            `source`, any built model.
+        model: A model that `DualOpt(mode="finetune")` has trained, in `fit`
+            or in a loop of one's own; with a `source`, any built model.
         alpha: 0 is pretrained, 1 is fine-tuned.
-        source: Where θ₀ comes from, if not from the optimizer's anchors: a
-            model of the same architecture or its pretrained part, or a weights
-            file. It also gives values to what is not trained: moving
-            statistics and layers that are frozen now. The anchors leave those
-            as they are.
+        source: Where θ₀ comes from, if not from the anchors of the optimizer
+            that trained the model: another `DualOpt`; or a model of the same
+            architecture or its pretrained part, or a weights file, which also
+            give values to what is not trained: moving statistics and layers
+            that are frozen now. Anchors leave those as they are.
         copy: Whether to leave `model` as it is, and to return a copy. It is
             not compiled; a KerasHub task stays one, with its preprocessor.
 
@@ -80,7 +83,7 @@ def interpolate(
         or not 0.0 <= alpha <= 1.0
     ):
         raise ValueError(
-            "Expected: `alpha` in [0, 1]: 0 is pretrained, 1 is fine-tuned. "
+            "`alpha` must be in [0, 1]: 0 is pretrained, 1 is fine-tuned. "
             f"Received: {alpha!r}."
         )
     way = Way.of(model, source)
@@ -112,8 +115,11 @@ class Way:
             TypeError: If the source is of another kind.
         """
         settle(model)
+        optimizer = unwrapped(source)
         if source is None:
-            return cls(*_from_anchors(model))
+            optimizer = holder_of(model)
+        if isinstance(optimizer, DualOpt):
+            return cls(*_from_anchors(model, optimizer))
         sources.check_source(source)
         return cls(*_from_source(model, source))
 
@@ -156,14 +162,13 @@ def _number_type(array: Any) -> Any:
 
 
 def _from_anchors(
-    model: keras.Model,
+    model: keras.Model, optimizer: DualOpt
 ) -> tuple[list[keras.Variable], list[Any]]:
-    optimizer = optimizer_of(model)
     if optimizer.mode != "finetune":
         raise ValueError(
-            "Expected: fine-tune mode, whose anchors are θ₀. Received: scratch "
-            "mode, which has none. Pass `source=`, the pretrained model or its "
-            "weights file."
+            "The optimizer must be in fine-tune mode, whose anchors are θ₀. "
+            "Received: scratch mode, which has none. Pass `source=`, the "
+            "pretrained model or its weights file."
         )
     anchors = optimizer.anchors
     rows = optimizer.rows
@@ -172,9 +177,10 @@ def _from_anchors(
         if id(variable) not in known:
             raise ValueError(_without(variable))
     variables, origins, kept = [], [], []
+    own = {id(weight) for weight in model.weights}
     for row, anchor in zip(rows, anchors, strict=True):
         variable, kind = row.variable, row.role
-        if not row.pretrained or kind == "free":
+        if not row.pretrained or kind == "free" or id(variable) not in own:
             continue
         if kind == "zero":
             origin = np.zeros(variable.shape, dtype="float32")
@@ -247,7 +253,7 @@ def _pretrained(model: keras.Model) -> list[keras.Variable]:
 
 def _without(variable: keras.Variable) -> str:
     return (
-        "Expected: an anchor for every pretrained weight. Received: none for "
+        "Every pretrained weight must have an anchor. Received: none for "
         f"{variable.path!r}. Pass `source=`, the pretrained model or its "
         "weights file, or give the optimizer anchors with `anchor_at`."
     )
@@ -261,9 +267,9 @@ def _copy(
     shapes = [[tuple(w.shape) for w in m.weights] for m in (model, copy)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"Expected: a model that Keras can copy. Received: {model.name!r}, "
-            f"whose copy has {len(shapes[1])} weights instead of "
-            f"{len(shapes[0])}. Save it, interpolate in place, and load the "
+            f"The model must be one that Keras can copy. Received: "
+            f"{model.name!r}, whose copy has {len(shapes[1])} weights instead "
+            f"of {len(shapes[0])}. Save it, interpolate in place, and load the "
             "file for the other one."
         )
     replaced = {

@@ -2,21 +2,21 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.evaluation import (
+from keras_dualopt.interpolation.between import Source, Way, put
+from keras_dualopt.interpolation.metrics import (
     Rule,
     check_rule,
     evaluate,
     named_data,
     score,
 )
-from keras_dualopt.interpolation import Source, Way, put
 from keras_dualopt.wrapping import settle
 
 
@@ -25,14 +25,14 @@ def review(
 ) -> Iterator[float]:
     """Walk the weights back to θ₀ in equal steps; restore them at the end.
 
-    Yields the share of the way back: 0, 1/steps, …, 1. While it waits at
-    fraction f, the pretrained weights are θ + f (θ₀ − θ), and the head stays;
-    do with the model what is to be measured there, but do not train it.
-    Leaving the loop early, an error in it, and dropping the iterator restore
-    the weights, too.
+    Yields α = 1, 1 − 1/steps, …, 0: 1 is fine-tuned, 0 is pretrained. While it
+    waits at α, the pretrained weights are θ₀ + α (θ − θ₀) as `interpolate` sets
+    them, and the head stays; do with the model what is to be measured there,
+    but do not train it. Leaving the loop early, an error in it, and dropping
+    the iterator restore the weights, too.
 
     Source: OLOR, "Knowledge Forgetting Test" and Fig. 3, zero-shot reviewing
-    in 50 steps. Differences: none.
+    in 50 steps. Differences: it counts α down, the paper its steps up.
 
     Args:
         model: A model compiled with `DualOpt(mode="finetune")`; with a
@@ -57,12 +57,12 @@ def review(
     ... )
     >>> model.compile(DualOpt(1e-3), "mse")
     >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
-    >>> [fraction for fraction in review(model, steps=4)]
-    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> [alpha for alpha in review(model, steps=4)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(
-            f"Expected: `steps` to be a whole number ≥ 1. Received: {steps!r}."
+            f"`steps` must be a whole number ≥ 1. Received: {steps!r}."
         )
     # Here and not in the generator: an error belongs to the call.
     return _walk(model, Way.of(model, source), steps)
@@ -72,9 +72,10 @@ def _walk(model: keras.Model, way: Way, steps: int) -> Iterator[float]:
     tuned, clock = way.present(), _clock(model)
     try:
         for step in range(steps + 1):
+            alpha = 1.0 - step / steps
             if step:
-                put(way.variables, way.at(1.0 - step / steps, tuned))
-            yield step / steps
+                put(way.variables, way.at(alpha, tuned))
+            yield alpha
             if _trained_since(clock, model):
                 raise ValueError(_TRAINED)
     except GeneratorExit:
@@ -112,15 +113,26 @@ class ReviewCurve:
     """The metrics at every step of the way back.
 
     Args:
-        fractions: The share of the way back, 0 to 1.
-        metrics: For each metric, one number a step: `accuracy`, or with
+        alphas: Where they were measured: 1 is fine-tuned, 0 is pretrained.
+        metrics: For each metric, one number for each α: `accuracy`, or with
             several data sets `name_accuracy`.
     """
 
-    def __init__(self, fractions: Any, metrics: dict[str, Any]) -> None:
-        self.fractions = np.asarray(fractions)
+    def __init__(
+        self, alphas: Sequence[float], metrics: Mapping[str, Sequence[float]]
+    ) -> None:
+        self.alphas = np.asarray(alphas)
         self.metrics = {name: np.asarray(m) for name, m in metrics.items()}
         self._chosen: float | None = None
+
+    def __repr__(self) -> str:
+        """Name the metrics, with their values at both ends."""
+        ends = ", ".join(
+            f"{name} {values[0]:.4g} to {values[-1]:.4g}"
+            for name, values in self.metrics.items()
+        )
+        first, last = self.alphas[0], self.alphas[-1]
+        return f"<ReviewCurve α {first:g} to {last:g}: {ends}>"
 
     def choose(self, rule: Rule) -> float:
         """Return the α at which a rule over the metrics is highest.
@@ -131,29 +143,29 @@ class ReviewCurve:
 
         Args:
             rule: A dict {metric: weight} (negative for a loss), or a function
-                of the metrics at one step.
+                of the metrics at one α.
 
         Returns:
-            α for `interpolate`.
+            α for `interpolate`; `plot` marks it.
 
         Raises:
             ValueError: If the rule weighs a metric that is not there.
             TypeError: If it is of another kind.
         """
         check_rule(rule)
-        scores = [
-            score(rule, {name: float(m[i]) for name, m in self.metrics.items()})
-            for i in range(len(self.fractions))
+        found = [
+            (score(rule, {n: float(m[i]) for n, m in self.metrics.items()}), a)
+            for i, a in enumerate(self.alphas)
         ]
-        self._chosen = float(self.fractions[int(np.argmax(scores))])
-        return 1.0 - self._chosen
+        self._chosen = float(max(found)[1])
+        return self._chosen
 
     def plot(
         self,
         path: str | os.PathLike[str] | None = None,
         metrics: list[str] | None = None,
     ) -> Any:
-        """Draw the metrics over the way back, and the chosen α.
+        """Draw the metrics over α, pretrained on the left, and the chosen α.
 
         Args:
             path: Where to save the picture. Default: nowhere.
@@ -172,14 +184,14 @@ class ReviewCurve:
         for name in metrics or ():
             if name not in self.metrics:
                 raise ValueError(
-                    f"Expected: one of {sorted(self.metrics)}. Received: "
-                    f"{name!r}."
+                    f"`metrics` must be some of {sorted(self.metrics)}. "
+                    f"Received: {name!r}."
                 )
         readable = [n for n in self.metrics if not n.endswith("loss")]
-        chosen = metrics or readable or list(self.metrics)
+        shown = metrics or readable or list(self.metrics)
         return plots.draw_review(
-            self.fractions,
-            {name: self.metrics[name] for name in chosen},
+            self.alphas,
+            {name: self.metrics[name] for name in shown},
             self._chosen,
             path,
         )
@@ -210,10 +222,10 @@ def review_curve(
         TypeError: As `review`.
     """
     sets = named_data(data)
-    fractions: list[float] = []
+    alphas: list[float] = []
     metrics: dict[str, list[float]] = {}
-    for fraction in review(model, steps, source):
-        fractions.append(fraction)
+    for alpha in review(model, steps, source):
+        alphas.append(alpha)
         for name, value in evaluate(model, sets, batch_size).items():
             metrics.setdefault(name, []).append(value)
-    return ReviewCurve(fractions, metrics)
+    return ReviewCurve(alphas, metrics)

@@ -19,7 +19,7 @@ def named_data(data: Any) -> dict[str, Any]:
         return {"": data}
     if not data or not all(isinstance(n, str) and n for n in data):
         raise ValueError(
-            "Expected: data that `evaluate` takes, or a dict {name: data}. "
+            "Data must be what `evaluate` takes, or a dict {name: data}. "
             f"Received: a dict with the keys {list(data)}."
         )
     return dict(data)
@@ -56,8 +56,8 @@ def check_rule(rule: Any) -> None:
     )
     if not (callable(rule) or (numbers and rule)):
         raise TypeError(
-            "Expected: a rule: a dict {metric: weight} (negative for a loss) "
-            "or a function of the metrics; the highest value is the best. "
+            "A rule must be a dict {metric: weight} (negative for a loss) or "
+            "a function of the metrics; the highest value is the best. "
             f"Received: {type(rule).__name__} {rule!r}."
         )
 
@@ -73,8 +73,8 @@ def score(rule: Rule, metrics: Mapping[str, float]) -> float:
         for name, weight in rule.items():
             if name not in metrics:
                 raise ValueError(
-                    f"Expected: a rule over {sorted(metrics)}. Received: one "
-                    f"that weighs {name!r}."
+                    f"A rule must weigh some of {sorted(metrics)}. Received: "
+                    f"{name!r}."
                 )
             value += weight * metrics[name]
     else:
