@@ -47,7 +47,7 @@ def draw_picture(curves, chosen, before, seeds, path):
 
     Args:
         curves: {(optimizer, knob): [(value, kept, learned), ...]}, in percent.
-        chosen: The highlighted point (kept, learned), or `None`.
+        chosen: The highlighted points (kept, learned), one an optimizer.
         before: The accuracy on the old styles before fine-tuning, in percent.
         seeds: Over how many seeds the points are means.
         path: Where the PNG goes.
@@ -58,9 +58,9 @@ def draw_picture(curves, chosen, before, seeds, path):
     axes = right.subplots()
     for (name, knob), points in curves.items():
         draw_curve(axes, name, knob, points)
-    if chosen is not None:
+    if chosen:
         axes.scatter(
-            *chosen,
+            *zip(*chosen, strict=True),
             s=230,
             facecolors="none",
             edgecolors="black",

@@ -22,3 +22,45 @@ def seeded():
     import keras
 
     keras.utils.set_random_seed(1)
+
+
+# What `--quick` leaves out: programs that are started, and modules that
+# compile for most of their time. Their laws are held, with fewer numbers, by
+# tests that stay.
+SLOW = {
+    "test_across_backends": "compares three processes",
+    "test_benchmarks": "runs the benchmarks",
+    "test_crash": "kills processes",
+    "test_damaged_files": "reads hundreds of files",
+    "test_ddp": "starts processes",
+    "test_depth_tracing": "trains each network twice",
+    "test_distributed": "starts processes",
+    "test_engines": "starts processes",
+    "test_examples": "runs the examples",
+    "test_forgetting": "runs the benchmarks",
+    "test_resume": "starts processes",
+    "test_scale": "runs the benchmarks",
+    "test_walks": "walks at random",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="one case of each test, and none of the slow modules",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--quick"):
+        return
+    chosen, others = {}, []
+    for item in items:
+        law = item.path, item.cls, getattr(item, "originalname", item.name)
+        if item.path.stem in SLOW or law in chosen:
+            others.append(item)
+        else:
+            chosen[law] = item
+    items[:] = chosen.values()
+    config.hook.pytest_deselected(items=others)

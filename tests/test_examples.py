@@ -71,3 +71,20 @@ def test_validation_digits_alone_choose_the_setting(test_digits, load):
     }
     assert digits.choose(results, settings[1:], adam) == strong
     assert digits.choose(results, [too_strong], adam) is None
+
+
+def test_dualopt_is_compared_with_adam_where_both_learn_the_same(load):
+    digits = load("digits")
+    fast, slow = adam = [
+        digits.Setting("Adam", "learning_rate", v) for v in (1e-3, 1e-4)
+    ]
+    between = digits.Setting("DualOpt", "rollback", 1e-2)
+    outside = digits.Setting("DualOpt", "rollback", 1.0)
+    results = {
+        fast: measured(0.0, 0.0, new=94.0, old=40.0),
+        slow: measured(0.0, 0.0, new=86.0, old=80.0),
+        between: measured(0.0, 0.0, new=92.0, old=60.0),
+        outside: measured(0.0, 0.0, new=80.0, old=95.0),
+    }
+    assert digits.kept_more(results, adam, between) == pytest.approx(10.0)
+    assert digits.kept_more(results, adam, outside) is None
