@@ -142,7 +142,7 @@ def test_share_is_between_nothing_and_the_whole_way(rate, strength, eta):
     assert made.host_ratio(Level(strength), rate) == pytest.approx(ratio)
     assert 0.0 <= ratio <= 1.0
     exact = min(max(float(np.float32(rate)) * strength / eta, 0.0), 1.0)
-    np.testing.assert_allclose(ratio, exact, rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(ratio, exact, rtol=1e-5, atol=1e-28)
 
 
 levels = st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)).map(sorted)
