@@ -15,6 +15,7 @@ from keras_dualopt import DualOpt
 BACKEND = keras.backend.backend()
 RATE = 1e-5  # Small: after thousands of steps the weights are still numbers.
 FINETUNE, SCRATCH = "fine-tune", "scratch"
+NARROW = "fine-tune, bfloat16 θ₀"
 ADAM, ADAMW = "Keras Adam", "Keras AdamW"
 
 # Every layer has another strength, none is 0.
@@ -26,6 +27,11 @@ KERAS = {
         RATE, weight_decay=0.05, epsilon=1e-8
     ),
 }
+# Its weights have to fit: it takes part where there is nothing but an update.
+UPDATES = {
+    **KERAS,
+    NARROW: lambda: DualOpt(RATE, rollback_min=0.001, anchor_dtype="bfloat16"),
+}
 OTHERS = {
     "jax": ("optax.adamw",),
     "torch": tuple(
@@ -34,7 +40,7 @@ OTHERS = {
 }.get(BACKEND, ())
 
 # What is compared with what.
-PAIRS = [(FINETUNE, ADAM), (SCRATCH, ADAMW)] + [
+PAIRS = [(FINETUNE, ADAM), (SCRATCH, ADAMW), (NARROW, ADAM)] + [
     (name, other) for other in OTHERS for name in (FINETUNE, SCRATCH)
 ]
 
@@ -58,9 +64,10 @@ class Update:
     def __init__(self, name, model, gradients):
         variables = model.trainable_variables
         gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
-        if name in KERAS:
-            optimizer = KERAS[name]()
-            if name == FINETUNE:
+        if name in UPDATES:
+            optimizer = UPDATES[name]()
+            if name in (FINETUNE, NARROW):
+                _publish(variables)
                 optimizer.bind(model, head=())  # Every weight is pulled.
             self.build_seconds, _ = seconds(optimizer.build, variables)
             state = optimizer.variables
@@ -96,8 +103,18 @@ def updates(make_model, names, advance=None):
     return result
 
 
+def _publish(variables):
+    """Round weights to bfloat16, as most that are published were."""
+    for variable in variables:
+        narrow = keras.ops.cast(variable, "bfloat16")
+        variable.assign(keras.ops.cast(narrow, "float32"))
+
+
 def _bytes(variables):
-    return sum(4 * int(np.prod(v.shape)) for v in variables)  # 32 bits each
+    return sum(
+        (2 if "bfloat16" in str(v.dtype) else 4) * int(np.prod(v.shape))
+        for v in variables
+    )
 
 
 def _jax_runner(step, weights, state, gradients):

@@ -23,7 +23,16 @@ import memory
 import models
 import numpy as np
 import timing
-from contenders import ADAM, ADAMW, FINETUNE, KERAS, OTHERS, PAIRS, SCRATCH
+from contenders import (
+    ADAM,
+    ADAMW,
+    FINETUNE,
+    KERAS,
+    OTHERS,
+    PAIRS,
+    SCRATCH,
+    UPDATES,
+)
 from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
@@ -176,7 +185,7 @@ def update_table(sizes, scale, progress):
     table = _table(
         "One update", "parameters", "variables", f"{ADAM}, ms", *_pairs()
     )
-    names = [*KERAS, *OTHERS]
+    names = [*UPDATES, *OTHERS]
     total = len(rows) * (len(names) + scale.rounds)
     task = progress.add_task("updates", total=total)
     for number, (parameters, variables) in enumerate(rows):
@@ -260,7 +269,7 @@ def memory_table(scale, progress):
         "weights and state",
         "more during an update",
     )
-    names = [*KERAS, *OTHERS]
+    names = [*UPDATES, *OTHERS]
     task = progress.add_task("memory", total=len(names))
     for name in names:
         made = contenders.updates(

@@ -33,7 +33,7 @@ def test_update_prints_four_tables(load, capsys):
     assert BACKEND in printed.lower()
     cells = rows(printed)
     rivals = {"jax": 1, "tensorflow": 0, "torch": 3}[BACKEND]
-    assert len(cells[0]) == 3 + 2 + 2 * rivals
+    assert len(cells[0]) == 3 + 3 + 2 * rivals
     assert [row[0] for row in cells[-2:]] == ["ViT", "ResNet"]
 
 
