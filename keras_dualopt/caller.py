@@ -1,7 +1,8 @@
-"""Where a warning should point: at the line that a person wrote."""
+"""Who is calling: the line that a person wrote, and what it asked for."""
 
 import sys
 from types import FrameType
+from typing import Any
 
 # What lies between that line and this package.
 _PACKAGES = {"keras_dualopt", "keras", "tensorflow", "jax", "torch"}
@@ -23,5 +24,21 @@ def stacklevel() -> int:
             frame = frame.f_back
             level += 1
         return 2
+    finally:
+        del frame
+
+
+def argument(name: str) -> Any:
+    """Return what the nearest caller that has such a local calls so.
+
+    Keras does not hand `load_weights(skip_mismatch=True)` on to what it loads.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    try:
+        while frame is not None:
+            if name in frame.f_locals:
+                return frame.f_locals[name]
+            frame = frame.f_back
+        return None
     finally:
         del frame

@@ -20,7 +20,7 @@ from keras_dualopt import checkpoint, sources, wrapping
 from keras_dualopt.anchors import DROPPED, NOT_TAKEN, TAKEN, Anchors
 from keras_dualopt.backend import engine
 from keras_dualopt.bases import PaperRule, accepted
-from keras_dualopt.caller import stacklevel
+from keras_dualopt.caller import argument, stacklevel
 from keras_dualopt.depth import (
     LayerDepth,
     check_head,
@@ -73,6 +73,8 @@ class _Pending:
 
     def __init__(self) -> None:
         self.state: dict[str, Any] | None = None
+        # Whether one that does not fit is to be passed over.
+        self.may_mismatch = False
         self.source: Any = None
         self.has_source = False
         # What was said after the state was read, and wins over it.
@@ -484,7 +486,18 @@ class DualOpt(wrapping.WrappingOptimizer):
         """Read the state and the anchors that were given before `build`."""
         pending = self._pending
         if pending.state is not None:
-            self._restore(pending.state)
+            try:
+                self._restore(pending.state)
+            except ValueError as error:
+                if not pending.may_mismatch:
+                    raise
+                pending.state = None
+                warnings.warn(
+                    "The state of DualOpt was passed over, as `skip_mismatch="
+                    "True` says; θ₀ will be the weights of the first step. "
+                    f"{error}",
+                    stacklevel=stacklevel(),
+                )
         if self._pending.has_source:
             self._move_anchors(self._pending.source)
             self._pending = _Pending()
@@ -929,6 +942,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             if self._parts is None:
                 self._pending = _Pending()  # What is said last counts.
                 self._pending.state = found
+                self._pending.may_mismatch = bool(argument("skip_mismatch"))
             else:
                 self._restore(found)
             return

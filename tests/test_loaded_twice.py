@@ -254,3 +254,26 @@ def test_patterns_stay_with_their_weights_where_what_comes_before_differs():
     optimizer = DualOpt.from_config(first.get_config())
     assert moved(other, optimizer) == {"b"}
     assert relative(optimizer, NAMES) == {"a": 0.25, "b": 0.5, "c": 0.75}
+
+
+def test_a_state_of_another_head_is_passed_over_where_that_was_asked_for(files):
+    """As Keras does for the weights; without it, it is an error."""
+
+    def with_a_wider_head():
+        model = networks.network(networks.weights(seed=7))
+        body = model.layers[:-1]
+        wide = keras.Sequential([*body, keras.layers.Dense(5, name="dense_3")])
+        wide.build((None, networks.WIDTHS[0]))
+        wide.compile(make(), "mse", jit_compile=False)
+        return wide
+
+    x = networks.data(1)[0]
+    y = np.ones((len(x), 5), dtype="float32")
+    model = with_a_wider_head()
+    with pytest.warns(UserWarning, match="could not be loaded"):
+        model.load_weights(files["run"], skip_mismatch=True)
+    loaded = networks.arrays(model.weights)[:6]
+    with pytest.warns(UserWarning, match=r"skip_mismatch.*\(4, 2\)"):
+        model.fit(x, y, verbose=0)
+    networks.assert_same(networks.anchors(model.optimizer)[:6], loaded)
+    assert steps_taken(model) == 1
