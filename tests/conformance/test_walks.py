@@ -347,8 +347,12 @@ class Walk:
     def save(self, slot):
         self.model.save_weights(self.path(slot), overwrite=True)
         expected = self.expected
-        kept = expected if expected.built else expected.file
-        self.files[slot] = copy.deepcopy((self.thetas, kept))
+        kept = copy.deepcopy(expected if expected.built else expected.file)
+        waits = not expected.built and kept is not None
+        if waits and expected.rate_after_file is not None:
+            # What was said since the file was read is written, too.
+            kept.rate = expected.rate_after_file
+        self.files[slot] = copy.deepcopy(self.thetas), kept
 
     def path(self, slot):
         return self.folder / f"{slot}.weights.h5"
