@@ -248,7 +248,12 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if self._trainer_reference() is None and not self._looked:
             self._looked = True
             self.note_trainer()
-        self.check_start()
+        try:
+            self.check_start()
+        except ValueError:
+            # TensorFlow would go on with what it has traced of this step.
+            self.retrace()
+            raise
         self.before_step()
         base = self._holder.base
         if isinstance(base, PaperRule):  # It pulls within its own step.
