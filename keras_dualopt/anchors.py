@@ -48,9 +48,11 @@ class Anchors:
         self._add = add
         self._remove = remove
         self._known_taken = False
+        self.dropped = False
         self._make()
 
     def _make(self) -> None:
+        self.dropped = False
         for row in self.anchored:
             row.anchor = self._add(row.variable)
 
@@ -58,11 +60,6 @@ class Anchors:
     def state(self) -> int:
         """What the anchors hold: `NOT_TAKEN`, `TAKEN` or `DROPPED`."""
         return int(ops.convert_to_numpy(self.flag.value))
-
-    @property
-    def dropped(self) -> bool:
-        """Whether there is no memory for θ₀."""
-        return bool(self.anchored) and self.anchored[0].anchor is None
 
     def set_state(self, state: int) -> None:
         """Say what the anchors hold."""
@@ -219,6 +216,7 @@ class Anchors:
                 self._remove(row.anchor)
                 row.anchor = None
         self.carried = {}
+        self.dropped = True
         self.set_state(DROPPED)
 
     def revive(self) -> None:

@@ -466,7 +466,7 @@ def run(operations):
             try:
                 getattr(walk, name)(**arguments)
                 walk.check()
-            except Exception as error:
+            except (Exception, pytest.fail.Exception) as error:
                 return done, error
     return done, None
 
