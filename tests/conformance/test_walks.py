@@ -305,9 +305,8 @@ class Walk:
     @operation(2, is_intact, rate=RATES)
     def set_rate(self, rate):
         self.optimizer.learning_rate = rate
-        if self.expected.file is None:
-            self.expected.rate = rate
-        else:
+        self.expected.rate = rate
+        if self.expected.file is not None:
             self.expected.rate_after_file = rate
 
     @operation(2, is_intact, source=["present", "model", "file"])
