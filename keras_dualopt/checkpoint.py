@@ -375,7 +375,12 @@ def warn_foreign(count: int, trained: bool) -> None:
         return  # Pretrained weights, read before training: nothing is lost.
     warnings.warn(
         "Expected: the state of a DualOpt. Received: a file with "
-        + (f"{count} arrays of another optimizer" if count else "none")
+        + (
+            f"{count} arrays of another optimizer, or of a LossScaleOptimizer "
+            "around one (`restore_optimizer` reads that)"
+            if count
+            else "none"
+        )
         + ". The weights are read; DualOpt's step counter, averages and "
         + (
             "anchors keep their present values (`anchor_at()` anchors at the "
