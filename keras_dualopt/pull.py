@@ -147,37 +147,34 @@ class Pull:
         # Whether a base's whole step must be shortened afterwards.
         self.slows = [level.rate != 1.0 for level in levels]
 
-    def ratio(self, amount: Any, rate: Any, numbers: Any = ops) -> Any:
+    def ratio(self, amount: Any, rate: Any) -> Any:
         """Return ρ in [0, 1]; 0 at a learning rate of 0 or below.
 
         Args:
             amount: `Level.amount`; of a relative R, times its unit.
-            rate: The learning rate at this depth, float32.
-            numbers: `keras.ops`, or `numpy` for numbers on the host.
+            rate: The learning rate at this depth, a float32 tensor.
         """
-        rate = numbers.maximum(rate, 0.0)
+        rate = ops.maximum(rate, 0.0)
         if not self.reach:
             # η_t/η first: a rate equal to η gives exactly the amount.
-            share = numbers.divide(rate, self._float32(self.reference))
-            return numbers.minimum(numbers.multiply(share, amount), 1.0)
+            share = ops.divide(rate, np.float32(self.reference))
+            return ops.minimum(ops.multiply(share, amount), 1.0)
         # R may be 0, and so may the rate: 0/0 is no pull.
-        whole = numbers.maximum(numbers.add(rate, amount), _TINY)
-        return numbers.divide(rate, whole)
-
-    @staticmethod
-    def _float32(value: float) -> Any:
-        return np.float32(value)
+        return ops.divide(rate, ops.maximum(ops.add(rate, amount), _TINY))
 
     def host_ratio(self, level: Level, learning_rate: float) -> float:
-        """Return ρ of a level, where the learning rate is a number."""
-        # In float32 as on the device, where the laws of ρ are exact.
-        amount = np.float32(
-            self.distance(level) if self.reach else level.amount
-        )
+        """Return the same, where the learning rate is a number."""
+        # In float32 as on the device, where the laws of ρ are exact; scalars'
+        # own operators, since a step may ask for a thousand levels.
         rate = np.float32(learning_rate)
-        if self.reach:
-            rate *= np.float32(level.rate)
-        return float(self.ratio(amount, rate, np))
+        if not self.reach:
+            share = rate / np.float32(self.reference)
+            ratio = float(share * np.float32(level.amount))
+            return min(max(ratio, 0.0), 1.0)
+        rate *= np.float32(level.rate)
+        if not rate > 0.0:
+            return 0.0
+        return float(rate / (rate + np.float32(self.distance(level))))
 
     def distance(self, level: Level) -> float:
         """Return R of a level in the unit of weights."""
