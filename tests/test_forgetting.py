@@ -100,19 +100,21 @@ def test_a_loop_takes_the_optimizers_steps_at_the_rate_it_is_told(load):
     weight = keras.Variable(np.array([0.3, -0.7], "float32"))
     held = keras.Variable(np.array(2.0, "float32"), trainable=False)
     made = loop.Loop(
-        lambda: keras.optimizers.SGD(0.5),
+        lambda rate, setting: keras.optimizers.SGD(0.5),
         [weight],
-        lambda x: keras.ops.sum(weight * keras.ops.mean(x, axis=0)) * held,
+        lambda setting: lambda x: (
+            setting * keras.ops.sum(weight * keras.ops.mean(x, axis=0)) * held
+        ),
         held=[held],
     )
     x = np.array([[1.0, 2.0], [3.0, -4.0], [0.5, 0.25]], "float32")
     rows = np.random.default_rng(0).integers(0, 3, (100, 2))
     expected = np.array(weight, "float64")
-    for rate, share in ((1e-3, 2.0), (1e-2, 3.0)):
+    for rate, share, setting in ((1e-3, 2.0, 1.0), (1e-2, 3.0, 0.7)):
         held.assign(share)
-        made.start(rate)
+        made.start(rate, setting)
         made.run([x], rows)
-        expected -= rate * share * x[rows].mean(axis=1).sum(axis=0)
+        expected -= rate * share * setting * x[rows].mean(axis=1).sum(axis=0)
         np.testing.assert_allclose(
             np.array(weight), expected, rtol=1e-5, atol=1e-6
         )
@@ -122,9 +124,9 @@ def test_a_second_run_of_a_loop_begins_with_fresh_state(load):
     loop = load("loop")
     weight = keras.Variable(np.array([0.3, -0.7], "float32"))
     made = loop.Loop(
-        lambda: keras.optimizers.Adam(0.5),
+        lambda rate, setting: keras.optimizers.Adam(0.5),
         [weight],
-        lambda x: keras.ops.sum(keras.ops.square(weight - x)),
+        lambda setting: lambda x: keras.ops.sum(keras.ops.square(weight - x)),
     )
     x = np.array([[1.0, 2.0]], "float32")
     ends = []
@@ -141,9 +143,9 @@ def test_each_run_of_dualopt_is_held_at_its_own_start(load, way):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     variables = model.trainable_variables
     made = load("loop").Loop(
-        lambda: DualOpt(1e-2, reach=way).bind(model, head=()),
+        lambda rate, setting: DualOpt(rate, reach=way).bind(model, head=()),
         variables,
-        lambda x: keras.ops.sum(model(x)),
+        lambda setting: lambda x: keras.ops.sum(model(x)),
     )
     x = np.array([[1.0, 2.0], [3.0, 4.0]], "float32")
     for scale in (1.0, 0.1):
@@ -192,6 +194,51 @@ def test_a_frozen_layer_does_not_move(load, problem):
     optimizer.apply([keras.ops.ones(v.shape) for v in variables], variables)
     same = [np.array_equal(a, b) for a, b in zip(values(variables), before)]
     assert same == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("layerwise", None),
+        ("rollback", {"rollback": 0.04, "rollback_min": 0.012}),
+        ("uniform", {"rollback": 0.04, "rollback_min": 0.04}),
+        ("paper_power_4", {"rollback": 0.04, "power": 4.0}),
+        ("reach", {"reach": 0.04}),
+        ("relative_reach", {"reach": "4%"}),
+        ("reach_rates", {"reach": 0.04, "shallow_rate": 0.1}),
+    ],
+)
+def test_one_program_takes_the_steps_of_every_setting(
+    load, problem, name, plain
+):
+    method = load("methods").METHODS[name]
+    weights = problem.reviewer.get_weights()
+    part = problem.task.new["train"]
+    rows = load("loop").batches(len(part), 100, 8, seed=1)
+    loop = problem.loop_of(method)
+    ends = []
+    for setting, rate in ((0.3, 1e-3), (0.04, 3e-3)):
+        problem.begin(weights, seed=4)
+        loop.start(rate, setting)
+        loop.run((part.inputs, part.labels), rows)
+        ends.append(values(problem.pretrained))
+    assert not np.allclose(ends[0][0], ends[1][0], atol=1e-4)
+    problem.begin(weights, seed=4)
+    if plain is None:
+        optimizer = load("methods").layerwise(problem, rate, setting)
+    else:
+        optimizer = DualOpt(rate, **plain).bind(
+            problem.model, head=problem.head
+        )
+    other = load("loop").Loop(
+        lambda rate, setting: optimizer,
+        problem.model.trainable_variables,
+        lambda setting: method.loss(problem, setting),
+    )
+    other.start(rate, setting)
+    other.run((part.inputs, part.labels), rows)
+    for found, expected in zip(ends[1], values(problem.pretrained)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["l2_sp_loss", "ewc_loss"])
@@ -345,12 +392,34 @@ def test_hypervolume_is_the_area_under_the_steps(load):
 
 @pytest.fixture
 def small_tasks(load, monkeypatch):
-    tasks = load("tasks")
-    for name, shared in (("inverted", True), ("mnist", False)):
+    tasks, networks = load("tasks"), load("networks")
+    for name in tasks.TASKS:
+        shared = name == "inverted"
         monkeypatch.setitem(
             tasks.TASKS,
             name,
             lambda seed, shared=shared: small_task(load, shared, seed),
+        )
+
+    def small_network():
+        inputs = keras.Input((14, 14, 1))
+        x = keras.layers.Flatten()(inputs)
+        x = keras.layers.Dense(5, activation="relu")(x)
+        return keras.Model(inputs, keras.layers.Dense(4)(x))
+
+    monkeypatch.setitem(networks.NETWORKS, "dense", small_network)
+    monkeypatch.setitem(
+        load("backbones").PRETRAINED, "minilm", small_network
+    )
+    scratch = load("scratch")
+    monkeypatch.setattr(
+        scratch, "SIZES", {"train": 32, "validation": 8, "test": 8}
+    )
+    for name in scratch.SOURCES:
+        monkeypatch.setitem(
+            scratch.SOURCES,
+            name,
+            lambda: small_task(load).old["train"],
         )
 
 
@@ -367,7 +436,10 @@ def test_experiments_run_go_on_and_are_reported(
     asked = ["--quick", "--results", str(tmp_path), "--methods", *METHODS]
     main(["search", "dense", *asked])
     main(["trade_off", "dense", *asked, "--seeds", "2"])
-    main(["length", "dense", *asked])
+    for experiment in ("length", "tasks", "way_back", "cost"):
+        main([experiment, "dense", *asked])
+    main(["text", *asked[:-2]])
+    main(["scratch", *asked])
     written = (tmp_path / "length_dense.csv").read_text()
     about = json.loads((tmp_path / "length_dense.json").read_text())
     assert about["backend"] == BACKEND
@@ -382,9 +454,17 @@ def test_experiments_run_go_on_and_are_reported(
     assert (tmp_path / "length_dense.csv").read_text() == written
     load("report").report(tmp_path, tmp_path)
     printed = capsys.readouterr().out
-    assert "| inverted | L2-SP |" in printed
-    picture = tmp_path / "forgetting_dense.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for said in (
+        "| inverted | L2-SP |",
+        "## digits_uci",
+        "## tweets",
+        "## Cost, dense network",
+        "| MNIST | reversed profile |",
+    ):
+        assert said in printed
+    for name in ("forgetting_dense", "way_back_dense"):
+        picture = tmp_path / f"{name}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 # --- doors -----------------------------------------------------------------
@@ -426,7 +506,18 @@ def installed(load, call):
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("name", ["mnist", "inverted"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mnist",
+        "inverted",
+        "long_tailed",
+        "fine_grained",
+        "class_incremental",
+        "digits_uci",
+        "digits_printed",
+    ],
+)
 @pytest.mark.parametrize("seed", [0, 5])
 def test_no_image_is_in_two_parts(load, name, seed):
     task = installed(load, lambda: load("tasks").load_task(name, seed))

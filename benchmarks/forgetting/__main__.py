@@ -3,11 +3,25 @@
 import argparse
 from pathlib import Path
 
-from .experiments import LENGTHS, SEEDS, Options, length, search, trade_off
+from . import experiments
+from .cost import cost
+from .experiments import LENGTHS, SEEDS, Options
 from .methods import METHODS
+from .scratch import scratch
 from .store import RESULTS
+from .way_back import way_back
 
-EXPERIMENTS = {"search": search, "length": length, "trade_off": trade_off}
+# What each does, and the networks it is for.
+EXPERIMENTS = {
+    "search": (experiments.search, LENGTHS),
+    "length": (experiments.length, LENGTHS),
+    "trade_off": (experiments.trade_off, LENGTHS),
+    "tasks": (experiments.tasks, ["dense"]),
+    "text": (experiments.text, ["minilm"]),
+    "scratch": (scratch, ["dense"]),
+    "way_back": (way_back, ["dense"]),
+    "cost": (cost, ["dense"]),
+}
 
 
 def main(arguments=None):
@@ -16,7 +30,7 @@ def main(arguments=None):
         description="Measure what fine-tuning keeps and learns.",
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
-    parser.add_argument("network", nargs="?", choices=list(LENGTHS))
+    parser.add_argument("network", nargs="?", choices=[*LENGTHS, "minilm"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -34,8 +48,9 @@ def main(arguments=None):
         from .report import report
 
         return report(given.results)
-    for network in [given.network] if given.network else LENGTHS:
-        EXPERIMENTS[given.experiment](network, options)
+    experiment, networks = EXPERIMENTS[given.experiment]
+    for network in [given.network] if given.network else networks:
+        experiment(network, options)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import keras
 
 from .efficientnet_lite import efficientnet_lite0
-from .minilm import encoder, minilm
+from .minilm import text_encoder
 from .networks import NETWORKS
 
 # Pretrained elsewhere; the small ones of `NETWORKS` learn clothes here first.
 PRETRAINED = {
     "efficientnet_lite0": lambda: efficientnet_lite0()[0],
-    "minilm": lambda: encoder(minilm()),
+    "minilm": text_encoder,
 }
 
 

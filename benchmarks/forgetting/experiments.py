@@ -15,10 +15,37 @@ RATE, LENGTH = 1e-3, 1000
 ALLOWED_LOSS = 8.0
 RATES = (3e-4, 1e-3, 3e-3)
 RIVALS = ("adam", "layerwise", "l2_sp", "rollback", "reach")
-SEARCHED = "convolutional"
 LENGTHS = {
-    "convolutional": (100, 300, 1000, 3000),
-    "dense": (100, 300, 1000, 3000),
+    "convolutional": (100, 300, 1000, 3000, 10_000),
+    "dense": (100, 300, 1000, 3000, 10_000),
+}
+MORE_TASKS = (
+    "long_tailed",
+    "fine_grained",
+    "class_incremental",
+    "digits_mnist",
+    "digits_uci",
+    "digits_printed",
+)
+SELECTED = (
+    "adam_rates",
+    "layerwise",
+    "l2_sp",
+    "wise_ft",
+    "rollback",
+    "reach",
+    "reach_wise_ft",
+    "replay",
+)
+TEXT = ("tweets",)
+# The text encoder takes a third of a second a step.
+TEXT_RATE, TEXT_LENGTH = 3e-4, 100
+TEXT_SETTINGS = {
+    "adam_rates": (3e-5, 1e-4, 3e-4),
+    "layerwise": (0.3, 0.1, 0.03),
+    "l2_sp": (0.1, 1.0, 10.0),
+    "wise_ft": (0.3, 0.5, 0.8),
+    "reach": (0.003, 0.01, 0.03),
 }
 
 
@@ -47,42 +74,56 @@ def store_of(name, folder):
     return Store(name, KEYS, VALUES, folder)
 
 
-def _run(name, options, runs, points, **facts):
-    store = store_of(name, options.folder)
-    split = name.rsplit("_", 1)
+def _run(name, network, options, runs, points, **facts):
+    store = store_of(f"{name}_{network}", options.folder)
     pretraining = {}
     if options.quick:
         points, pretraining = (100, 200), {"pretraining": 200}
         pretraining["cache"] = options.folder
     store.describe(
-        command=f"python -m benchmarks.forgetting {' '.join(split)}",
+        command=f"python -m benchmarks.forgetting {name} {network}",
         **facts,
     )
     run_grid(store, runs, points, **pretraining)
-    return store
 
 
-def _every_setting(name, network, options, seeds):
+def _every_setting(name, network, options, tasks, methods, seeds):
     runs = [
         Run(network, task, method, setting, RATE, seed)
-        for task in TASKS
+        for task in tasks
         for seed in (seeds[:1] if options.quick else seeds)
-        for method in options.chosen(METHODS)
+        for method in options.chosen(methods)
         for setting in METHODS[method].settings[: 1 if options.quick else None]
     ]
-    return _run(
-        f"{name}_{network}", options, runs, (LENGTH,), seeds=list(seeds)
-    )
+    _run(name, network, options, runs, (LENGTH,), seeds=list(seeds))
 
 
 def search(network, options):
-    """Try every setting of every method, for `length` to choose from."""
-    return _every_setting("search", network, options, SEARCH_SEEDS)
+    """Try every setting of `length`'s methods, for it to choose from."""
+    _every_setting("search", network, options, TASKS, RIVALS, SEARCH_SEEDS)
 
 
 def trade_off(network, options):
     """Try every setting of every method on the seeds that are reported."""
-    return _every_setting("trade_off", network, options, options.seeds)
+    _every_setting("trade_off", network, options, TASKS, METHODS, options.seeds)
+
+
+def tasks(network, options):
+    """Do the same with fewer methods on more tasks."""
+    _every_setting(
+        "tasks", network, options, MORE_TASKS, SELECTED, options.seeds
+    )
+
+
+def text(network, options):
+    """Fine-tune a text encoder, three settings of each method."""
+    runs = [
+        Run(network, "tweets", method, setting, TEXT_RATE, seed)
+        for seed in (options.seeds[:1] if options.quick else options.seeds)
+        for method in options.chosen(TEXT_SETTINGS)
+        for setting in TEXT_SETTINGS[method][: 1 if options.quick else None]
+    ]
+    _run("text", network, options, runs, (TEXT_LENGTH,), seeds=options.seeds)
 
 
 def choices(network, folder=RESULTS):
@@ -117,32 +158,24 @@ def choices(network, folder=RESULTS):
 
 
 def length(network, options):
-    """Measure along long runs, at three learning rates: the first picture.
-
-    A network whose settings were not searched takes those of `SEARCHED`: so
-    one sees whether they carry over.
-    """
-    searched = network
-    if not (chosen := choices(network, options.folder)):
-        searched, chosen = SEARCHED, choices(SEARCHED, options.folder)
-    methods = [m for m in options.chosen(RIVALS) if (TASKS[0], m) in chosen]
+    """Measure along long runs, at three learning rates: the first picture."""
+    chosen = choices(network, options.folder)
     runs = [
         Run(network, task, name, chosen[task, name], rate, seed)
         for task in TASKS
         for seed in (options.seeds[:1] if options.quick else options.seeds)
-        for name in methods
+        for name in options.chosen(RIVALS)
         for rate in (RATES[:1] if options.quick else RATES)
     ]
-    return _run(
-        f"length_{network}",
+    _run(
+        "length",
+        network,
         options,
         runs,
         LENGTHS[network],
         seeds=list(options.seeds),
-        settings_chosen_on=searched,
         settings={
             f"{task}, {name}": value
             for (task, name), value in sorted(chosen.items())
-            if name in RIVALS
         },
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from .backbones import load_backbone
 from .methods import METHODS
-from .problem import PRETRAINING_STEPS, Problem
+from .problem import PRETRAINING_STEPS, Problem, Retrieval
 from .store import Progress
 from .tasks import load_task
 
@@ -53,12 +53,17 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         if (run.network, run.seed, run.task) != place:
             place = (run.network, run.seed, run.task)
             task = load_task(run.task, run.seed)
-            if (run.network, run.task) not in problems:
-                backbone = load_backbone(run.network)
-                problems[run.network, run.task] = Problem(backbone, task)
-            problem = problems[run.network, run.task]
+            # Tasks of the same shape share what is compiled.
+            shape = (run.network, task.shared_head)
+            shape += (task.old_classes, task.new_classes)
+            if shape not in problems:
+                kind = Retrieval if run.network == "minilm" else Problem
+                problems[shape] = kind(load_backbone(run.network), task)
+            problem = problems[shape]
             problem.task, weighed = task, False
-            weights = _pretrained(problem, run, pretraining, cache)
+            weights = pretrained(
+                problem, run.network, run.seed, pretraining, cache
+            )
         method = METHODS[run.method]
         problem.begin(weights, run.seed)
         if run.method == "ewc" and not weighed:
@@ -79,12 +84,14 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         )
 
 
-def _pretrained(problem, run, steps, cache):
-    path = Path(cache) / f"{run.network}-{run.seed}-{steps}.npz"
+def pretrained(problem, network, seed, steps=PRETRAINING_STEPS, cache=CACHE):
+    """Return all weights of `problem.reviewer`, from a file or by training."""
+    origin = problem.task.origin
+    path = Path(cache) / f"{network}-{origin}-{seed}-{steps}.npz"
     if path.exists():
         with np.load(path) as file:
             return [file[f"arr_{i}"] for i in range(len(file.files))]
-    weights = problem.pretrain(run.seed, steps)
+    weights = problem.pretrain(seed, steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A kill in the middle leaves no half file behind.
     part = path.with_name(f"part-{path.name}")

@@ -2,7 +2,8 @@
 
 Small networks take a tenth of a millisecond a step; what calls them must not
 take longer. On JAX a hundred steps are one call (`lax.scan`), and a program is
-compiled once for all seeds. The other backends take one step at a time.
+compiled once for all seeds, rates and settings. The other backends take one
+step at a time.
 """
 
 import keras
@@ -25,39 +26,39 @@ class Loop:
     """Trains variables on a loss.
 
     Args:
-        make_optimizer: Called for a new optimizer.
+        make_optimizer: `(rate, setting)` to a new optimizer. On JAX it is
+            called once, and has to read `setting`, its own attribute, in every
+            step.
         variables: Keras variables to train.
-        loss: `loss(*batch)`, a function of a batch and of `variables` and
-            `held`, written with Keras operations.
+        make_loss: `setting` to `loss(*batch)`, a function of a batch and of
+            `variables` and `held`, written with Keras operations.
         held: Keras variables that the loss reads and that another run may
             give another value.
     """
 
-    def __init__(self, make_optimizer, variables, loss, held=()):
+    def __init__(self, make_optimizer, variables, make_loss, held=()):
         self._make_optimizer = make_optimizer
         self._variables = list(variables)
         self._held = list(held)
-        self._loss = loss
+        self._make_loss = make_loss
         self._compiled = None
         self.optimizer = None
 
-    def start(self, rate):
-        """Begin a run from the variables' present values.
-
-        Args:
-            rate: The learning rate. `None`: the optimizer's own.
-        """
+    def start(self, rate, setting=0.0):
+        """Begin a run from the variables' present values."""
+        self._setting = np.float32(setting)
+        self._loss = self._make_loss(setting)
         if BACKEND == "jax" and self._compiled is not None:
             # The program is the same; only the state begins anew.
             for variable, value in zip(self.optimizer.variables, self._fresh):
                 variable.assign(value)
         else:
-            self.optimizer = self._make_optimizer()
+            self.optimizer = self._make_optimizer(rate, setting)
+            self.optimizer.setting = setting
             self.optimizer.build(self._variables)
             self._fresh = [np.array(v) for v in self.optimizer.variables]
             self._compiled = _COMPILERS[BACKEND](self)
-        if rate is not None:
-            self.optimizer.learning_rate = rate
+        self.optimizer.learning_rate = rate
 
     def run(self, data, rows):
         """Take one step for each row of `rows`.
@@ -79,19 +80,21 @@ class Loop:
 def _compile_jax(loop):
     import jax
 
-    def value_of(weights, held, batch):
+    def value_of(weights, held, setting, batch):
         mapping = [
             *zip(loop._variables, weights),
             *zip(loop._held, held),
         ]
         with keras.StatelessScope(state_mapping=mapping):
-            return loop._loss(*batch)
+            return loop._make_loss(setting)(*batch)
 
-    def steps(weights, state, held, data, rows):
+    def steps(weights, state, held, setting, data, rows):
+        loop.optimizer.setting = setting
+
         def step(carry, chosen):
             weights, state = carry
             batch = [array[chosen] for array in data]
-            gradients = jax.grad(value_of)(weights, held, batch)
+            gradients = jax.grad(value_of)(weights, held, setting, batch)
             return loop.optimizer.stateless_apply(
                 state, gradients, weights
             ), None
@@ -106,6 +109,7 @@ def _compile_jax(loop):
             [v.value for v in loop._variables],
             [v.value for v in state],
             [v.value for v in loop._held],
+            loop._setting,
             data,
             rows,
         )

@@ -5,6 +5,7 @@ method that has one chooses from six.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ import numpy as np
 from keras import ops
 
 from keras_dualopt import DualOpt, layer_depth
+
+from .loop import BACKEND
 
 # The deepest layers are held less tightly than the shallowest, and by how much
 # is not searched: `rollback_min` is this share of `rollback`; `reach_max` is
@@ -49,8 +52,7 @@ class Method:
         data: `(problem, seed)` to arrays with a row for each new example, that
             the loss takes after inputs and labels.
         after: `(problem, setting)`: changes the weights after training.
-        fixed_rate: Whether the optimizer, once made, is for one learning rate
-            only.
+        sets_rate: Whether its setting is the learning rate.
         uses_old_data: Whether it sees data of the old problem.
     """
 
@@ -62,7 +64,7 @@ class Method:
     loss: Callable = plain_loss
     data: Callable = lambda problem, seed: ()
     after: Callable | None = None
-    fixed_rate: bool = False
+    sets_rate: bool = False
     uses_old_data: bool = False
 
 
@@ -79,23 +81,26 @@ class LayerwiseAdam(keras.optimizers.Adam):
     Args:
         rate: The learning rate.
         problem: Its model and new head.
-        share: A function of the relative depth to the share of the rate; the
-            new head moves at all of it.
+        setting: A number for `share`.
+        share: `(setting, relative depth)` to the share of the rate; the new
+            head moves at all of it.
     """
 
-    def __init__(self, rate, problem, share):
+    def __init__(self, rate, problem, setting, share):
         super().__init__(rate, epsilon=1e-8)
-        self._shares = [
-            1.0 if depth is None else share(depth) for depth in _depths(problem)
-        ]
+        self.setting = setting
+        self._share, self._relative = share, depths(problem)
 
     def update_step(self, gradient, variable, learning_rate):
         """Take Adam's step at the layer's own rate."""
-        share = self._shares[self._get_variable_index(variable)]
-        super().update_step(gradient, variable, learning_rate * share)
+        depth = self._relative[self._get_variable_index(variable)]
+        if depth is not None:
+            share = self._share(self.setting, depth)
+            learning_rate = learning_rate * ops.cast(share, "float32")
+        super().update_step(gradient, variable, learning_rate)
 
 
-def _depths(problem):
+def depths(problem):
     """Return each trained weight's relative depth, `None` in the new head."""
     table = layer_depth(problem.model, head=problem.head)
     rows = {row.path: row.relative for row in table.rows}
@@ -104,12 +109,12 @@ def _depths(problem):
 
 def layerwise(problem, rate, setting):
     """Return Adam with BEiT's geometric profile of learning rates."""
-    return LayerwiseAdam(rate, problem, lambda r: setting ** (1 - r))
+    return LayerwiseAdam(rate, problem, setting, lambda s, r: s ** (1 - r))
 
 
 def frozen(problem, rate, setting):
     """Return Adam for the layers from a depth on; all above it are frozen."""
-    return LayerwiseAdam(rate, problem, lambda r: float(r >= setting))
+    return LayerwiseAdam(rate, problem, setting, lambda s, r: r >= s)
 
 
 # --- penalties and old data ------------------------------------------------
@@ -210,26 +215,43 @@ def toward_start(problem, alpha):
 # --- ours ------------------------------------------------------------------
 
 
-def _bound(problem, optimizer):
+class Searched(DualOpt):
+    """DualOpt, made at setting 1, whose strengths are `setting` times as large.
+
+    It reads them in every step: one compiled program serves all settings.
+    """
+
+    setting = 1.0
+
+    def build(self, variables):
+        """Let ρ be of the strength times the setting."""
+        super().build(variables)
+        pull, ratio = self.pull, self.pull.ratio
+
+        def searched(amount, rate):
+            if "rollback" in self.settings.level_names:
+                # Each run's own rate is the one that `rollback` is meant at.
+                rate = np.float32(pull.reference)
+            return ratio(ops.multiply(amount, self.setting), rate)
+
+        pull.ratio = searched
+
+
+def ours(problem, rate, setting, strengths, **others):
+    """Return DualOpt with each of `strengths` times the setting."""
+    if BACKEND == "jax":
+        setting, kind = 1.0, Searched
+    else:
+        kind = DualOpt
+    strengths = {name: setting * value for name, value in strengths.items()}
+    if others.pop("relative", False):
+        strengths = {name: f"{100 * v:g}%" for name, v in strengths.items()}
+    if "rollback" in strengths:
+        others["reference_learning_rate"] = rate
+    optimizer = kind(rate, **strengths, **others)
+    if "depth" in others:
+        return optimizer
     return optimizer.bind(problem.model, head=problem.head)
-
-
-def rollback(problem, rate, setting):
-    return _bound(
-        problem,
-        DualOpt(rate, rollback=setting, rollback_min=DEEPEST * setting),
-    )
-
-
-def uniform_rollback(problem, rate, setting):
-    return _bound(
-        problem, DualOpt(rate, rollback=setting, rollback_min=setting)
-    )
-
-
-def paper_rollback(problem, rate, setting):
-    """Return the paper's rule, its ι₂ = 0."""
-    return _bound(problem, DualOpt(rate, rollback=setting))
 
 
 def reversed_rollback(problem, rate, setting):
@@ -237,24 +259,20 @@ def reversed_rollback(problem, rate, setting):
     depth = {
         re.escape(variable.path): None if relative is None else 1 - relative
         for variable, relative in zip(
-            problem.model.trainable_variables, _depths(problem)
+            problem.model.trainable_variables, depths(problem)
         )
     }
-    return DualOpt(
-        rate, rollback=setting, rollback_min=DEEPEST * setting, depth=depth
-    )
+    return ours(problem, rate, setting, HELD, depth=depth)
 
 
-def reach(problem, rate, setting):
-    return _bound(problem, DualOpt(rate, reach=setting))
+HELD = {"rollback": 1.0, "rollback_min": DEEPEST}
+UNIFORM = {"rollback": 1.0, "rollback_min": 1.0}
+PAPER = {"rollback": 1.0}
+REACH = {"reach": 1.0}
 
 
-def relative_reach(problem, rate, setting):
-    return _bound(problem, DualOpt(rate, reach=f"{100 * setting:g}%"))
-
-
-def reach_and_rates(problem, rate, setting):
-    return _bound(problem, DualOpt(rate, reach=setting, shallow_rate=0.1))
+def by(strengths, **others):
+    return functools.partial(ours, strengths=strengths, **others)
 
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -272,8 +290,8 @@ METHODS = {
             "Adam, over rates",
             "learning rate",
             RATES,
-            lambda problem, rate, setting: adam(problem, setting, 0.0),
-            fixed_rate=True,
+            adam,
+            sets_rate=True,
         ),
         Method(
             "adamw_rates",
@@ -281,9 +299,9 @@ METHODS = {
             "learning rate",
             RATES,
             lambda problem, rate, setting: keras.optimizers.AdamW(
-                setting, weight_decay=0.05, epsilon=1e-8
+                rate, weight_decay=0.05, epsilon=1e-8
             ),
-            fixed_rate=True,
+            sets_rate=True,
         ),
         Method(
             "sgd_rates",
@@ -291,9 +309,9 @@ METHODS = {
             "learning rate",
             tuple(30 * rate for rate in RATES),
             lambda problem, rate, setting: keras.optimizers.SGD(
-                setting, momentum=0.9
+                rate, momentum=0.9
             ),
-            fixed_rate=True,
+            sets_rate=True,
         ),
         Method(
             "probe",
@@ -303,8 +321,9 @@ METHODS = {
             lambda problem, rate, setting: LayerwiseAdam(
                 rate,
                 problem,
+                setting,
                 # A head that is shared is the deepest pretrained layer.
-                lambda r: float(problem.task.shared_head and r == 1),
+                lambda s, r: problem.task.shared_head and r == 1,
             ),
         ),
         Method(
@@ -363,8 +382,7 @@ METHODS = {
             "uniform rollback",
             "rollback",
             ROLLBACKS,
-            uniform_rollback,
-            fixed_rate=True,
+            by(UNIFORM),
         ),
         Method(
             "reversed",
@@ -372,45 +390,58 @@ METHODS = {
             "rollback",
             ROLLBACKS,
             reversed_rollback,
-            fixed_rate=True,
         ),
         Method(
             "paper",
             "DualOpt, rollback_min=0",
             "rollback",
             ROLLBACKS,
-            paper_rollback,
-            fixed_rate=True,
+            by(PAPER),
         ),
         Method(
             "rollback",
             "DualOpt, rollback",
             "rollback",
             ROLLBACKS,
-            rollback,
-            fixed_rate=True,
+            by(HELD),
         ),
-        Method("reach", "DualOpt, reach", "reach", REACHES, reach),
+        Method(
+            "paper_power_1",
+            "the same, power=1",
+            "rollback",
+            ROLLBACKS,
+            by(PAPER, power=1.0),
+        ),
+        Method(
+            "paper_power_4",
+            "the same, power=4",
+            "rollback",
+            ROLLBACKS,
+            by(PAPER, power=4.0),
+        ),
+        Method("reach", "DualOpt, reach", "reach", REACHES, by(REACH)),
         Method(
             "relative_reach",
             "DualOpt, reach in %",
             "reach",
             (0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
-            relative_reach,
+            by(REACH, relative=True),
         ),
         Method(
             "reach_rates",
             "reach, shallow_rate=0.1",
             "reach",
             REACHES,
-            reach_and_rates,
+            by(REACH, shallow_rate=0.1),
         ),
         Method(
             "reach_wise_ft",
             "reach=0.2, then WiSE-FT",
             "alpha",
             ALPHAS,
-            lambda problem, rate, setting: reach(problem, rate, 0.2),
+            lambda problem, rate, setting: DualOpt(rate, reach=0.2).bind(
+                problem.model, head=problem.head
+            ),
             after=toward_start,
         ),
         Method(
@@ -418,7 +449,7 @@ METHODS = {
             "reach and replay",
             "reach",
             REACHES,
-            reach,
+            by(REACH),
             lambda problem, setting: replay_loss(problem, 1.0),
             data=replay_data,
             uses_old_data=True,

@@ -153,6 +153,17 @@ def encoder(backbone):
     )
 
 
+def text_encoder(length=24):
+    """Return a model from token ids, 0 after the last, to embeddings."""
+    inputs = keras.Input((length,), dtype="int32")
+    tokens = {
+        "token_ids": inputs,
+        "segment_ids": ops.zeros_like(inputs),
+        "padding_mask": ops.cast(ops.not_equal(inputs, 0), "int32"),
+    }
+    return keras.Model(inputs, encoder(minilm())(tokens))
+
+
 class _MeanOverTokens(keras.layers.Layer):
     def call(self, inputs):
         features, mask = inputs

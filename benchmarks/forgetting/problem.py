@@ -1,10 +1,13 @@
 """A network before a task: what is trained, what is measured."""
 
+import functools
+
 import keras
 import numpy as np
 
 from .loop import BACKEND, Loop, batches, gradients
 from .methods import FISHER_EXAMPLES, cross_entropy
+from .texts import found_first
 
 BATCH_SIZE = 16
 # Pretraining: Adam, its rate a tenth in the last fifth of the way.
@@ -33,9 +36,7 @@ class Problem:
         self.backbone, self.task = backbone, task
         inputs = backbone.input
         features = backbone(inputs)
-        classes = int(task.old["test"].labels.max()) + 1
-        self.old_head = keras.layers.Dense(classes, name="old_head")
-        self.reviewer = keras.Model(inputs, self.old_head(features))
+        self.reviewer = self._reviewer(inputs, features)
         if task.shared_head:
             self.model, self.head = self.reviewer, ()
             self.new_head, self.new_answer = None, self.old_head
@@ -61,16 +62,26 @@ class Problem:
         )
         self.loops = {}
 
+    def _reviewer(self, inputs, features):
+        self.old_head = keras.layers.Dense(
+            self.task.old_classes, name="old_head"
+        )
+        return keras.Model(inputs, self.old_head(features))
+
     def pretrain(self, seed, steps=PRETRAINING_STEPS):
         """Learn the old problem; return all weights of `reviewer`."""
         old = self.task.old["train"]
-        _set_fresh(self.reviewer, seed)
+        set_fresh(self.reviewer, seed)
         loop = self._loop(
             "pretraining",
             lambda: Loop(
-                lambda: keras.optimizers.Adam(PRETRAINING_RATE),
+                lambda rate, setting: keras.optimizers.Adam(rate),
                 self.reviewer.trainable_variables,
-                lambda x, y: cross_entropy(y, self.reviewer(x, training=True)),
+                lambda setting: (
+                    lambda x, y: cross_entropy(
+                        y, self.reviewer(x, training=True)
+                    )
+                ),
             ),
         )
         rows = batches(len(old), steps, BATCH_SIZE, seed)
@@ -87,7 +98,7 @@ class Problem:
         for variable, start in zip(self.pretrained, self.start):
             start.assign(np.array(variable))
         if self.new_head is not None:
-            _set_fresh(self.new_head, seed)
+            set_fresh(self.new_head, seed)
 
     def weigh(self):
         """Set `fisher`: the mean square of the old loss's gradients."""
@@ -113,6 +124,18 @@ class Problem:
             self.loops[key] = make()
         return self.loops[key]
 
+    def loop_of(self, method):
+        """Return the loop that trains `model` with a method."""
+        return self._loop(
+            method.name,
+            lambda: Loop(
+                functools.partial(method.optimizer, self),
+                self.model.trainable_variables,
+                functools.partial(method.loss, self),
+                held=[*self.start, *self.fisher],
+            ),
+        )
+
     def fine_tune(self, method, setting, rate, points, seed):
         """Yield `(steps, measures)` at each of `points` of one training run.
 
@@ -125,21 +148,11 @@ class Problem:
             points: Lengths of training, rising.
             seed: Of the order of the batches.
         """
-        key = (method.name, setting, rate if method.fixed_rate else None)
-        loop = self._loop(
-            key,
-            lambda: Loop(
-                lambda: method.optimizer(self, rate, setting),
-                self.model.trainable_variables,
-                method.loss(self, setting),
-                held=[*self.start, *self.fisher],
-            ),
-        )
+        loop = self.loop_of(method)
         new = self.task.new["train"]
         data = (new.inputs, new.labels, *method.data(self, seed))
         rows = batches(len(new), points[-1], BATCH_SIZE, seed)
-        # A method with one fixed rate keeps it.
-        loop.start(None if method.fixed_rate else rate)
+        loop.start(setting if method.sets_rate else rate, setting)
         for begin, end in zip((0, *points[:-1]), points):
             loop.run(data, rows[begin:end])
             trained = [np.array(v) for v in self.pretrained]
@@ -153,9 +166,9 @@ class Problem:
         """Return accuracies in percent, and how far the weights went."""
         old, new = self.task.old, self.task.new
         return {
-            "kept_validation": self.accuracy(self.reviewer, old["validation"]),
+            "kept_validation": self.known(old["validation"]),
             "new_validation": self.accuracy(self.model, new["validation"]),
-            "kept": self.accuracy(self.reviewer, old["test"]),
+            "kept": self.known(old["test"]),
             "new": self.accuracy(self.model, new["test"]),
             "moved": self.moved(),
         }
@@ -169,6 +182,10 @@ class Problem:
             size += np.sum(start**2)
         return 100 * float(np.sqrt(far / size))
 
+    def known(self, part):
+        """Return how much is known of a part of the old problem, in percent."""
+        return self.accuracy(self.reviewer, part)
+
     def accuracy(self, model, part):
         """Return the share of examples that a model names rightly."""
         named = self.answer(model, part.inputs).argmax(axis=-1)
@@ -176,10 +193,30 @@ class Problem:
 
     def answer(self, model, inputs):
         """Return a model's logits as an array."""
-        return self._loop(id(model), lambda: _answer(model))(inputs)
+        return self._loop(id(model), lambda: answering(model))(inputs)
 
 
-def _answer(model):
+class Retrieval(Problem):
+    """A text encoder: what it knew is which headline belongs to which article.
+
+    Old parts have headlines first, then their articles in the same order.
+    """
+
+    def _reviewer(self, inputs, features):
+        return self.backbone
+
+    def pretrain(self, seed, steps=PRETRAINING_STEPS):
+        """Return the weights that the encoder came with."""
+        return self.reviewer.get_weights()
+
+    def known(self, part):
+        """Return the share of headlines that find their article first."""
+        return found_first(
+            *np.split(self.answer(self.reviewer, part.inputs), 2)
+        )
+
+
+def answering(model):
     if BACKEND != "jax":
         return model.predict_on_batch
     import jax
@@ -195,7 +232,7 @@ def _answer(model):
     )
 
 
-def _set_fresh(layer, seed):
+def set_fresh(layer, seed):
     """Give a layer or model new random weights, the same for equal seeds."""
     random = np.random.default_rng(seed)
     for variable in layer.trainable_variables:

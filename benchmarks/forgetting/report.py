@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import trade_off
-from .experiments import LENGTHS, RIVALS, choices, store_of
+from . import cost, scratch, trade_off, way_back
+from .experiments import LENGTHS, MORE_TASKS, RIVALS, TEXT, store_of
 from .intervals import in_words
 from .methods import METHODS
 from .store import RESULTS
@@ -57,7 +57,8 @@ def length_table(rows):
     kept, new = curves(rows, "kept"), curves(rows, "new")
     lines = [
         "| task | method | setting | kept, lowest to highest | range | "
-        "its range / reach's | from 1,000 steps on | new, lowest to highest | "
+        "reach's − its range | from 1,000 steps to the end | "
+        "new, lowest to highest | "
         "new at the end, below the best |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -69,7 +70,7 @@ def length_table(rows):
             cells = kept[task, m]
             seeds = sorted(next(iter(cells.values())))
             ranges[m] = [spread(cells, seed) for seed in seeds]
-            end = min(LONGEST, max(steps for _, steps in cells))
+            end = max(steps for _, steps in cells)
             # What is learned is compared where it had time to be.
             ends[m] = [
                 np.mean(list(cell.values()))
@@ -78,22 +79,25 @@ def length_table(rows):
             ]
         best = max(map(max, ends.values()), default=0)
         for m in methods:
-            ours = np.mean(ranges.get("reach", [0.0]))
-            times = f"{np.mean(ranges[m]) / ours:.1f}" if ours else ""
+            ours = ranges.get("reach")
+            difference = ""
+            if ours and m != "reach":
+                difference = in_words(np.subtract(ours, ranges[m]))
             gaps = best - np.array(ends[m])
             knob = METHODS[m].knob and f"{settings[task, m]:g}"
             lines.append(
                 f"| {task} | {METHODS[m].label} | {knob} | "
                 f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
-                f"{times} | {_change(kept[task, m])} | "
+                f"{difference} | {_change(kept[task, m])} | "
                 f"{_range(new[task, m])} | "
                 f"{gaps.min():.1f} to {gaps.max():.1f} |"
             )
     return lines
 
 
-def _change(cells, begin=1000, end=LONGEST):
+def _change(cells, begin=1000):
     """Return how the accuracy goes on, at the worst and at the best rate."""
+    end = max(steps for _, steps in cells)
     changes = [
         np.mean(list(cells[rate, end].values()))
         - np.mean(list(cells[rate, begin].values()))
@@ -178,60 +182,61 @@ def length_picture(rows, path):
         fontsize=8,
     )
     figure.tight_layout(rect=(0, 0.05, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def search_table(network, folder):
-    """Return the lines of a table: every method at the setting it chose."""
-    rows = store_of(f"search_{network}", folder).rows
-    chosen = choices(network, folder)
-    lines = [
-        "| task | method | setting | kept | new |",
-        "|---|---|---|---|---|",
+def cost_table(network, folder):
+    """Return the lines of a table: time and memory of each method."""
+    rows = cost.store_of(network, folder).rows
+    if not rows:
+        return []
+    adam = next(r["milliseconds"] for r in rows if r["method"] == "adam")
+    return [
+        "| method | ms a step | / Adam's | copies of the weights kept |",
+        "|---|---|---|---|",
+    ] + [
+        f"| {METHODS[row['method']].label} | {row['milliseconds']:.2f} | "
+        f"{row['milliseconds'] / adam:.2f} | {row['copies']:.1f} |"
+        for row in rows
     ]
-    for task in TITLES:
-        for name, method in METHODS.items():
-            if (task, name) not in chosen:
-                continue
-            setting = chosen[task, name]
-            own = [
-                row
-                for row in rows
-                if (row["task"], row["method"]) == (task, name)
-                and float(row["setting"]) == setting
-            ]
-            lines.append(
-                f"| {task} | {method.label}"
-                f"{' (uses old data)' if method.uses_old_data else ''} | "
-                f"{method.knob} {setting:g} | "
-                f"{np.mean([row['kept'] for row in own]):.1f} | "
-                f"{np.mean([row['new'] for row in own]):.1f} |"
-            )
-    return lines
+
+
+def _say(title, lines):
+    if lines:
+        print(f"\n## {title}\n")
+        print("\n".join(lines))
 
 
 def report(folder=RESULTS, images=IMAGES):
     """Print every table and draw every picture that has its results."""
+    images = Path(images)
+    images.mkdir(parents=True, exist_ok=True)
     for network in LENGTHS:
-        if store_of(f"search_{network}", folder).rows:
-            print(f"\n## Settings chosen, {network} network\n")
-            print("\n".join(search_table(network, folder)))
-        for task in TITLES:
-            if lines := trade_off.table(network, task, folder):
-                print(f"\n## Kept and learned, {network} network, {task}\n")
-                print("\n".join(lines))
-        rows = store_of(f"length_{network}", folder).rows
-        if rows:
+        if rows := store_of(f"length_{network}", folder).rows:
             rows, seeds = compared(rows)
-            print(
-                f"\n## Rate and length, {network} network, "
-                f"seeds {', '.join(seeds)}\n"
+            _say(
+                f"Rate and length, {network} network, seeds {', '.join(seeds)}",
+                length_table(rows),
             )
-            print("\n".join(length_table(rows)))
-            name = "forgetting"
-            if network != "convolutional":
-                name += f"_{network}"
-            path = Path(images) / f"{name}.png"
-            length_picture(rows, path)
-            print(f"\nThe picture: {path}")
+            short = "" if network == "convolutional" else f"_{network}"
+            length_picture(rows, images / f"forgetting{short}.png")
+        for task in TITLES:
+            _say(
+                f"Kept and learned, {network} network, {task}",
+                trade_off.table(f"trade_off_{network}", task, folder),
+            )
+            _say(
+                f"ι₁ and γ, {network} network, {task}, kept / new",
+                trade_off.grid(network, task, folder),
+            )
+        _say(f"Cost, {network} network", cost_table(network, folder))
+        way_back.picture(network, folder, images / f"way_back_{network}.png")
+    methods = ("reach", "relative_reach")
+    _say(
+        "Another network's setting",
+        trade_off.carry_over(list(LENGTHS), TITLES, methods, folder),
+    )
+    for name, tasks in (("tasks_dense", MORE_TASKS), ("text_minilm", TEXT)):
+        for task in tasks:
+            _say(task, trade_off.table(name, task, folder))
+    _say("From scratch", scratch.table(folder))

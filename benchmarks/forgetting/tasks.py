@@ -7,10 +7,13 @@ arrays.
 import dataclasses
 import functools
 import gzip
+from pathlib import Path
 
 import numpy as np
 
+from .minilm import tokens
 from .packages import FASHION, MissingPackageError, debian_package
+from .texts import articles, tweets
 
 # Images are reduced to 14×14, so that a run costs seconds.
 SIDE = 14
@@ -44,17 +47,26 @@ class Task:
         shared_head: Whether old and new classes are the same, so that the
             pretrained output layer is trained on; else the new problem gets
             an output layer of its own beside the old one.
+        origin: A name of the old problem: a network learns it once for all
+            tasks that begin there.
     """
 
     name: str
     old: dict
     new: dict
     shared_head: bool
+    origin: str = "fashion"
 
     @property
     def new_classes(self):
         """The number of classes of the new problem."""
         return int(self.new["train"].labels.max()) + 1
+
+    @property
+    def old_classes(self):
+        """The number of outputs of the pretrained layer."""
+        parts = [self.old, self.new] if self.shared_head else [self.old]
+        return int(max(part["test"].labels.max() for part in parts)) + 1
 
 
 # --- sources -------------------------------------------------------------
@@ -118,6 +130,42 @@ def uci_digits():
     return Part(images, labels.astype("int32"))
 
 
+@functools.cache
+def printed_digits():
+    """Return 2,000 digits set in Matplotlib's fonts, turned and moved."""
+    try:
+        from matplotlib import get_data_path
+        from PIL import Image, ImageDraw, ImageFont
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            "The package `matplotlib`, whose fonts print the digits, is not "
+            "installed. Call `pip install matplotlib`."
+        ) from error
+    random = np.random.default_rng(0)
+    fonts = [
+        ImageFont.truetype(str(path), size)
+        for path in sorted(Path(get_data_path()).glob("fonts/ttf/DejaVu*.ttf"))
+        if "Display" not in path.name
+        for size in (16, 19, 22)
+    ]
+    labels = np.arange(2000) % 10
+    images = []
+    for label in labels:
+        image = Image.new("L", (28, 28))
+        ImageDraw.Draw(image).text(
+            tuple(14 + random.uniform(-2, 2, 2)),
+            str(label),
+            255,
+            fonts[random.integers(len(fonts))],
+            anchor="mm",
+        )
+        turned = image.rotate(
+            random.uniform(-20, 20), Image.Resampling.BILINEAR
+        )
+        images.append(np.asarray(turned))
+    return Part(_shrink(np.stack(images)), labels.astype("int32"))
+
+
 # --- tasks -----------------------------------------------------------------
 
 
@@ -126,7 +174,7 @@ def inverted_and_turned(images):
     return 1 - np.rot90(images, axes=(1, 2))
 
 
-def _divide(part, sizes, seed):
+def divide(part, sizes, seed):
     """Return {name: a Part of that size}; no picture is in two of them."""
     order = np.random.default_rng(seed).permutation(len(part))
     ends = np.cumsum(list(sizes.values()))
@@ -165,7 +213,7 @@ def _fashion_to_mnist(seed):
     return Task(
         "Fashion → MNIST digits",
         _old_fashion(),
-        _divide(mnist(), sizes, seed),
+        divide(mnist(), sizes, seed),
         shared_head=False,
     )
 
@@ -173,7 +221,7 @@ def _fashion_to_mnist(seed):
 def _fashion_to_inverted(seed):
     old = _old_fashion()
     sizes = {"train": 3500, "validation": 500}
-    new = _divide(old["spare"], sizes, seed)
+    new = divide(old["spare"], sizes, seed)
     new["test"] = old["spare_test"]
     new = {
         name: Part(inverted_and_turned(part.inputs), part.labels)
@@ -182,9 +230,140 @@ def _fashion_to_inverted(seed):
     return Task("Fashion → inverted and turned", old, new, shared_head=True)
 
 
+def _of_classes(part, classes):
+    """Return the examples of some classes, numbered from 0."""
+    chosen = part[np.isin(part.labels, classes)]
+    return Part(
+        chosen.inputs, np.searchsorted(classes, chosen.labels).astype("int32")
+    )
+
+
+def _long_tailed(seed):
+    """Return digits with a class fifty times as frequent as another."""
+    task = _fashion_to_mnist(seed)
+    train = task.new["train"]
+    counts = np.round(300 * 50 ** (-np.arange(CLASSES) / 9)).astype(int)
+    classes = np.random.default_rng(seed).permutation(CLASSES)
+    rows = np.concatenate(
+        [
+            np.flatnonzero(train.labels == label)[:count]
+            for label, count in zip(classes, counts)
+        ]
+    )
+    return dataclasses.replace(
+        task,
+        name="Fashion → MNIST digits, 50:1",
+        new=task.new | {"train": train[rows]},
+    )
+
+
+# T-shirt, pullover, dress, coat and shirt: what networks confuse.
+CONFUSED = (0, 2, 3, 4, 6)
+
+
+def _fine_grained(seed):
+    source = fashion()
+    others = [c for c in range(CLASSES) if c not in CONFUSED]
+    old = _of_classes(source["train"], others)
+    sizes = {"train": 3500, "validation": 500}
+    new = divide(_of_classes(source["train"], CONFUSED), sizes, seed)
+    new["test"] = _of_classes(source["test"], CONFUSED)[:2000]
+    return Task(
+        "five kinds of things → five that are confused",
+        {
+            "train": old[1000:],
+            "validation": old[:1000],
+            "test": _of_classes(source["test"], others)[:2000],
+        },
+        new,
+        shared_head=False,
+        origin="fine_grained",
+    )
+
+
+def _class_incremental(seed):
+    """Return classes 0–4, then 5–9, in one output layer of ten."""
+    source = fashion()
+
+    def half(part, low):
+        return part[part.labels < 5] if low else part[part.labels >= 5]
+
+    old = half(source["train"], True)
+    new = divide(
+        half(source["train"], False), {"train": 3500, "validation": 500}, seed
+    )
+    new["test"] = half(source["test"], False)[:2000]
+    return Task(
+        "Fashion, classes 0–4 → 5–9",
+        {
+            "train": old[1000:],
+            "validation": old[:1000],
+            "test": half(source["test"], True)[:2000],
+        },
+        new,
+        shared_head=True,
+        origin="class_incremental",
+    )
+
+
+def _tweets(seed, length=24):
+    """Return headlines and articles of the BBC, then tweets to be judged."""
+    headlines, bodies, _ = articles()
+    order = np.random.default_rng(0).permutation(len(headlines))
+    old = {}
+    for name, rows in (("validation", order[:150]), ("test", order[150:400])):
+        texts = [part[i] for part in (headlines, bodies) for i in rows]
+        old[name] = Part(
+            tokens(texts, length)["token_ids"], np.tile(rows, 2).astype("int32")
+        )
+    written, feelings = tweets()
+    sizes = {"train": 1600, "validation": 300, "test": 500}
+    new = divide(Part(np.array(written), feelings), sizes, seed)
+    new = {
+        name: Part(tokens(part.inputs, length)["token_ids"], part.labels)
+        for name, part in new.items()
+    }
+    return Task("BBC → tweets", old, new, shared_head=False, origin="minilm")
+
+
+ORIGINS = {"mnist": mnist, "uci": uci_digits, "printed": printed_digits}
+
+
+def _digits(domain, seed):
+    """Return the digits of two origins, then those of the third."""
+    # All of the smallest origin.
+    sizes = {"train": 1200, "validation": 250, "test": 347}
+    old = {name: [] for name in sizes}
+    for name, source in ORIGINS.items():
+        if name == domain:
+            continue
+        for key, value in divide(source(), sizes, 0).items():
+            old[key].append(value)
+    old = {
+        key: Part(
+            np.concatenate([part.inputs for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+        )
+        for key, parts in old.items()
+    }
+    return Task(
+        f"digits of two origins → {domain}",
+        old,
+        divide(ORIGINS[domain](), sizes, seed),
+        shared_head=True,
+        origin=f"digits_but_{domain}",
+    )
+
+
 TASKS = {
     "mnist": _fashion_to_mnist,
     "inverted": _fashion_to_inverted,
+    "long_tailed": _long_tailed,
+    "fine_grained": _fine_grained,
+    "class_incremental": _class_incremental,
+    "tweets": _tweets,
+} | {
+    f"digits_{domain}": functools.partial(_digits, domain) for domain in ORIGINS
 }
 
 

@@ -63,16 +63,21 @@ def choose(settings, best=None):
     )
 
 
-def table(network, task, folder, against="reach"):
-    """Return the lines of a table, one row for each method."""
-    found = read(store_of(f"trade_off_{network}", folder), task)
-    if not found:
-        return []
-    best = max(
+def best_new(found):
+    """Return the best accuracy that any method has on new validation data."""
+    return max(
         mean(rows, "new_validation")
         for settings in found.values()
         for rows in settings.values()
     )
+
+
+def table(name, task, folder, against="reach"):
+    """Return the lines of a table, one row for each method."""
+    found = read(store_of(name, folder), task)
+    if not found:
+        return []
+    best = best_new(found)
     lines = [
         "| method | setting | kept | new | kept − reach's | new − reach's | "
         "kept, chosen on new data alone | new | hypervolume |",
@@ -108,5 +113,75 @@ def table(network, task, folder, against="reach"):
             f"{mean(own, 'new'):.1f} | {differences[0]} | {differences[1]} | "
             f"{mean(blind, 'kept'):.1f} | {mean(blind, 'new'):.1f} | "
             f"{in_words(volumes)} |"
+        )
+    return lines
+
+
+def kept_at(settings, new):
+    """Return what a method keeps where it learns `new`, between settings."""
+    points = sorted(
+        (mean(rows, "new"), mean(rows, "kept")) for rows in settings.values()
+    )
+    learned, kept = zip(*points)
+    inside = learned[0] <= new <= learned[-1]
+    return float(np.interp(new, learned, kept)) if inside else -np.inf
+
+
+def carry_over(networks, tasks, methods, folder):
+    """Return the lines of a table: a network's best setting on another.
+
+    The regret is what is kept less than the best of `methods` keeps on that
+    network where it learns as much.
+    """
+    lines = [
+        "| task | to | method | carried | its own | kept | new | kept − own | "
+        "new − own | regret |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task in tasks:
+        found = {
+            n: read(store_of(f"trade_off_{n}", folder), task) for n in networks
+        }
+        if not all(set(methods) <= set(f) for f in found.values()):
+            continue
+        for source, target in (networks, networks[::-1]):
+            there = found[target]
+            for name in methods:
+                carried = choose(found[source][name], best_new(found[source]))
+                own = choose(there[name], best_new(there))
+                moved, best = there[name][carried], there[name][own]
+                kept, new = mean(moved, "kept"), mean(moved, "new")
+                regret = max(kept_at(there[m], new) for m in methods) - kept
+                differences = [
+                    in_words([moved[s][key] - best[s][key] for s in moved])
+                    for key in ("kept", "new")
+                ]
+                lines.append(
+                    f"| {task} | {target} | {METHODS[name].label} | "
+                    f"{carried:g} | {own:g} | {kept:.1f} | {new:.1f} | "
+                    f"{' | '.join(differences)} | {max(regret, 0.0):.1f} |"
+                )
+    return lines if len(lines) > 2 else []
+
+
+def grid(network, task, folder):
+    """Return the lines of a table: the paper's ι₁ against its γ."""
+    found = read(store_of(f"trade_off_{network}", folder), task)
+    names = {1: "paper_power_1", 2: "paper", 4: "paper_power_4"}
+    if not set(names.values()) <= set(found):
+        return []
+    values = METHODS["paper"].settings
+    lines = [
+        "| γ | " + " | ".join(f"ι₁ {value:g}" for value in values) + " |",
+        "|---" * (1 + len(values)) + "|",
+    ]
+    for power, name in names.items():
+        cells = [found[name][value] for value in values]
+        lines.append(
+            f"| {power} | "
+            + " | ".join(
+                f"{mean(c, 'kept'):.0f} / {mean(c, 'new'):.0f}" for c in cells
+            )
+            + " |"
         )
     return lines

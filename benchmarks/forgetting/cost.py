@@ -1,0 +1,53 @@
+"""What a step of each method costs: time, and bytes that it keeps."""
+
+import time
+
+import numpy as np
+
+from .backbones import load_backbone
+from .experiments import RATE
+from .loop import CALL, batches
+from .methods import METHODS
+from .problem import BATCH_SIZE, Problem
+from .store import Store
+from .tasks import load_task
+
+
+def store_of(network, folder):
+    values = ("milliseconds", "copies")
+    return Store(f"cost_{network}", ("network", "method"), values, folder)
+
+
+def cost(network, options):
+    """Time a hundred steps, the best of five, and count the state."""
+    store = store_of(network, options.folder)
+    store.describe(command=f"python -m benchmarks.forgetting cost {network}")
+    task = load_task("mnist")
+    problem = Problem(load_backbone(network), task)
+    new = task.new["train"]
+    rows = batches(len(new), CALL, BATCH_SIZE, 0)
+    size = sum(np.prod(v.shape) for v in problem.model.trainable_variables)
+    for name in options.chosen(METHODS):
+        if store.has(network=network, method=name):
+            continue
+        method = METHODS[name]
+        problem.begin(problem.reviewer.get_weights(), 0)
+        loop = problem.loop_of(method)
+        loop.start(RATE, method.settings[0])
+        data = (new.inputs, new.labels, *method.data(problem, 0))
+        times = []
+        for _ in range(3 if options.quick else 6):
+            begun = time.perf_counter()
+            loop.run(data, rows)
+            np.array(problem.pretrained[0])
+            times.append(time.perf_counter() - begun)
+        state = sum(np.prod(v.shape) for v in loop.optimizer.variables)
+        store.add(
+            {"network": network, "method": name},
+            [
+                {
+                    "milliseconds": 1000 * min(times[1:]) / CALL,
+                    "copies": state / size,
+                }
+            ],
+        )
