@@ -33,7 +33,7 @@ def small_task(load, shared_head=False, seed=0):
         "small",
         {
             "train": part(60, 1),
-            "validation": part(9, 1),
+            "validation": part(10, 1),
             "test": part(12, 1),
         },
         {
@@ -102,8 +102,12 @@ def test_a_loop_takes_the_optimizers_steps_at_the_rate_it_is_told(load):
     made = loop.Loop(
         lambda rate, setting: keras.optimizers.SGD(0.5),
         [weight],
-        lambda setting: lambda x: (
-            setting * keras.ops.sum(weight * keras.ops.mean(x, axis=0)) * held
+        lambda setting: (
+            lambda x: (
+                setting
+                * keras.ops.sum(weight * keras.ops.mean(x, axis=0))
+                * held
+            )
         ),
         held=[held],
     )
@@ -408,9 +412,7 @@ def small_tasks(load, monkeypatch):
         return keras.Model(inputs, keras.layers.Dense(4)(x))
 
     monkeypatch.setitem(networks.NETWORKS, "dense", small_network)
-    monkeypatch.setitem(
-        load("backbones").PRETRAINED, "minilm", small_network
-    )
+    monkeypatch.setitem(load("backbones").PRETRAINED, "minilm", small_network)
     scratch = load("scratch")
     monkeypatch.setattr(
         scratch, "SIZES", {"train": 32, "validation": 8, "test": 8}
@@ -438,7 +440,7 @@ def test_experiments_run_go_on_and_are_reported(
     main(["trade_off", "dense", *asked, "--seeds", "2"])
     for experiment in ("length", "tasks", "way_back", "cost"):
         main([experiment, "dense", *asked])
-    main(["text", *asked[:-2]])
+    main(["text", *asked])
     main(["scratch", *asked])
     written = (tmp_path / "length_dense.csv").read_text()
     about = json.loads((tmp_path / "length_dense.json").read_text())

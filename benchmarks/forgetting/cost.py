@@ -6,11 +6,13 @@ import numpy as np
 
 from .backbones import load_backbone
 from .experiments import RATE
-from .loop import CALL, batches
+from .loop import batches
 from .methods import METHODS
 from .problem import BATCH_SIZE, Problem
 from .store import Store
 from .tasks import load_task
+
+STEPS = 300
 
 
 def store_of(network, folder):
@@ -19,13 +21,13 @@ def store_of(network, folder):
 
 
 def cost(network, options):
-    """Time a hundred steps, the best of five, and count the state."""
+    """Time some hundred steps, the best of five, and count the state."""
     store = store_of(network, options.folder)
     store.describe(command=f"python -m benchmarks.forgetting cost {network}")
     task = load_task("mnist")
     problem = Problem(load_backbone(network), task)
     new = task.new["train"]
-    rows = batches(len(new), CALL, BATCH_SIZE, 0)
+    rows = batches(len(new), STEPS, BATCH_SIZE, 0)
     size = sum(np.prod(v.shape) for v in problem.model.trainable_variables)
     for name in options.chosen(METHODS):
         if store.has(network=network, method=name):
@@ -46,7 +48,7 @@ def cost(network, options):
             {"network": network, "method": name},
             [
                 {
-                    "milliseconds": 1000 * min(times[1:]) / CALL,
+                    "milliseconds": 1000 * min(times[1:]) / STEPS,
                     "copies": state / size,
                 }
             ],

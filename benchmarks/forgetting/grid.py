@@ -7,13 +7,15 @@ import numpy as np
 
 from .backbones import load_backbone
 from .methods import METHODS
-from .problem import PRETRAINING_STEPS, Problem, Retrieval
+from .problem import PRETRAINING_STEPS, Problem, Retrieval, Start
 from .store import Progress
 from .tasks import load_task
 
 KEYS = ("network", "task", "method", "setting", "rate", "seed")
 MEASURES = ("kept_validation", "new_validation", "kept", "new", "moved")
 VALUES = ("steps", *MEASURES)
+# How many runs share a call; 15 where nothing else is said.
+TOGETHER = {"minilm": 1}
 # Pretrained weights, the same for every experiment; made again if deleted.
 CACHE = Path("out/forgetting")
 
@@ -44,57 +46,65 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
     missing = [r for r in runs if not store.has(**dataclasses.asdict(r))]
     if len(missing) < len(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are there.")
-    # One seed after the other, so that what is there when it is stopped can
-    # be compared.
-    missing.sort(key=lambda r: (r.network, r.seed, r.task))
     progress = Progress(len(missing))
-    problems, place = {}, None
-    for run in missing:
-        if (run.network, run.seed, run.task) != place:
-            place = (run.network, run.seed, run.task)
-            task = load_task(run.task, run.seed)
-            # Tasks of the same shape share what is compiled.
-            shape = (run.network, task.shared_head)
-            shape += (task.old_classes, task.new_classes)
-            if shape not in problems:
-                kind = Retrieval if run.network == "minilm" else Problem
-                problems[shape] = kind(load_backbone(run.network), task)
-            problem = problems[shape]
-            problem.task, weighed = task, False
-            weights = pretrained(
-                problem, run.network, run.seed, pretraining, cache
-            )
-        method = METHODS[run.method]
-        problem.begin(weights, run.seed)
-        if run.method == "ewc" and not weighed:
-            problem.weigh()
-            weighed = True
-        rows = [
-            {"steps": steps, **measures}
-            for steps, measures in problem.fine_tune(
-                method, run.setting, run.rate, points, run.seed
-            )
+    problems = {}
+    for (network, name, method), group in _groups(missing):
+        tasks = {run.seed: load_task(name, run.seed) for run in group}
+        task = tasks[group[0].seed]
+        # Tasks of the same shape share what is compiled.
+        shape = (network, task.shared_head, task.old_classes, task.new_classes)
+        if shape not in problems:
+            kind = Retrieval if network == "minilm" else Problem
+            problems[shape] = kind(load_backbone(network), task)
+        problem = problems[shape]
+        problem.task = task
+        weights = pretrained(problem, network, tasks, pretraining, cache)
+        starts = [
+            Start(tasks[r.seed], weights[r.seed], r.setting, r.rate, r.seed)
+            for r in group
         ]
-        store.add(dataclasses.asdict(run), rows)
-        last = rows[-1]
-        progress.say(
-            f"{run.network}, {run.task}, {method.label} {run.setting:g}, rate "
-            f"{run.rate:g}, seed {run.seed}: after {points[-1]} steps kept "
-            f"{last['kept']:.1f}, new {last['new']:.1f}"
-        )
+        rows = [[] for _ in group]
+        tuned = problem.fine_tune(METHODS[method], starts, points)
+        for i, steps, measures in tuned:
+            rows[i].append({"steps": steps, **measures})
+        for run, measured in zip(group, rows):
+            store.add(dataclasses.asdict(run), measured)
+            last = measured[-1]
+            progress.say(
+                f"{network}, {name}, {METHODS[method].label} {run.setting:g}, "
+                f"rate {run.rate:g}, seed {run.seed}: after {points[-1]} steps "
+                f"kept {last['kept']:.1f}, new {last['new']:.1f}"
+            )
 
 
-def pretrained(problem, network, seed, steps=PRETRAINING_STEPS, cache=CACHE):
-    """Return all weights of `problem.reviewer`, from a file or by training."""
-    origin = problem.task.origin
-    path = Path(cache) / f"{network}-{origin}-{seed}-{steps}.npz"
-    if path.exists():
-        with np.load(path) as file:
-            return [file[f"arr_{i}"] for i in range(len(file.files))]
-    weights = problem.pretrain(seed, steps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A kill in the middle leaves no half file behind.
-    part = path.with_name(f"part-{path.name}")
-    np.savez(part, *weights)
-    part.replace(path)
-    return weights
+def _groups(runs):
+    """Yield what several runs share, and as many as go side by side."""
+    together = {}
+    for run in runs:
+        place = (run.network, run.task, run.method)
+        together.setdefault(place, []).append(run)
+    for place, group in together.items():
+        size = TOGETHER.get(place[0], 15)
+        for i in range(0, len(group), size):
+            yield place, group[i : i + size]
+
+
+def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
+    """Return the weights of `problem.reviewer` by seed: from files, or new."""
+    start = f"{network}-{problem.task.origin}"
+    paths = {s: Path(cache) / f"{start}-{s}-{steps}.npz" for s in seeds}
+    missing = [seed for seed, path in paths.items() if not path.exists()]
+    learned = problem.pretrain(missing, steps) if missing else {}
+    for seed, weights in learned.items():
+        path = paths[seed]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A kill in the middle leaves no half file behind.
+        part = path.with_name(f"part-{path.name}")
+        np.savez(part, *weights)
+        part.replace(path)
+    return {seed: _arrays(path) for seed, path in paths.items()}
+
+
+def _arrays(path):
+    with np.load(path) as file:
+        return [file[f"arr_{i}"] for i in range(len(file.files))]

@@ -1,5 +1,6 @@
 """A network before a task: what is trained, what is measured."""
 
+import dataclasses
 import functools
 
 import keras
@@ -7,12 +8,32 @@ import numpy as np
 
 from .loop import BACKEND, Loop, batches, gradients
 from .methods import FISHER_EXAMPLES, cross_entropy
+from .tasks import Task
 from .texts import found_first
 
 BATCH_SIZE = 16
 # Pretraining: Adam, its rate a tenth in the last fifth of the way.
 PRETRAINING_STEPS = 10_000
 PRETRAINING_RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Args:
+        task: A `Task`.
+        weights: The pretrained weights of `Problem.reviewer`.
+        setting: The value of a method's knob.
+        rate: The learning rate.
+        seed: Of the new output layer and of the order of the batches.
+    """
+
+    task: Task
+    weights: list
+    setting: float
+    rate: float
+    seed: int
 
 
 class Problem:
@@ -68,10 +89,10 @@ class Problem:
         )
         return keras.Model(inputs, self.old_head(features))
 
-    def pretrain(self, seed, steps=PRETRAINING_STEPS):
-        """Learn the old problem; return all weights of `reviewer`."""
+    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
+        """Learn the old problem; return all weights of `reviewer` by seed."""
         old = self.task.old["train"]
-        set_fresh(self.reviewer, seed)
+        data, first = (old.inputs, old.labels), steps * 4 // 5
         loop = self._loop(
             "pretraining",
             lambda: Loop(
@@ -84,13 +105,29 @@ class Problem:
                 ),
             ),
         )
-        rows = batches(len(old), steps, BATCH_SIZE, seed)
-        first = steps * 4 // 5 // 100 * 100
-        loop.start(PRETRAINING_RATE)
-        loop.run((old.inputs, old.labels), rows[:first])
-        loop.optimizer.learning_rate = PRETRAINING_RATE / 10
-        loop.run((old.inputs, old.labels), rows[first:])
-        return self.reviewer.get_weights()
+        learned, runs = {}, []
+        for seed in seeds:
+            set_fresh(self.reviewer, seed)
+            rows = batches(len(old), steps, BATCH_SIZE, seed)
+            loop.start(PRETRAINING_RATE)
+            if BACKEND == "jax":
+                runs.append(loop.taken(data, rows))
+                continue
+            loop.run(data, rows, 0, first)
+            loop.optimizer.learning_rate = PRETRAINING_RATE / 10
+            loop.run(data, rows, first)
+            learned[seed] = self.reviewer.get_weights()
+        if runs:
+            runs = loop.run_together(runs, 0, first)
+            for i, (moving, fixed) in enumerate(runs):
+                loop.put((moving, fixed))
+                loop.optimizer.learning_rate = PRETRAINING_RATE / 10
+                runs[i] = loop.taken(data, fixed[-1])
+            runs = loop.run_together(runs, first, steps)
+        for seed, run in zip(seeds, runs):
+            loop.put(run)
+            learned[seed] = self.reviewer.get_weights()
+        return learned
 
     def begin(self, weights, seed):
         """Set the pretrained weights, and a new output layer at random."""
@@ -136,31 +173,61 @@ class Problem:
             ),
         )
 
-    def fine_tune(self, method, setting, rate, points, seed):
-        """Yield `(steps, measures)` at each of `points` of one training run.
+    def fine_tune(self, method, starts, points):
+        """Yield each run's number, steps and measures, at each of `points`.
 
-        Call `begin` first.
+        While one is yielded, the variables have its weights.
 
         Args:
             method: A `Method`.
-            setting: The value of its knob.
-            rate: The learning rate.
+            starts: A `Start` for each run.
             points: Lengths of training, rising.
-            seed: Of the order of the batches.
         """
         loop = self.loop_of(method)
-        new = self.task.new["train"]
-        data = (new.inputs, new.labels, *method.data(self, seed))
-        rows = batches(len(new), points[-1], BATCH_SIZE, seed)
-        loop.start(setting if method.sets_rate else rate, setting)
-        for begin, end in zip((0, *points[:-1]), points):
-            loop.run(data, rows[begin:end])
-            trained = [np.array(v) for v in self.pretrained]
-            if method.after is not None:
-                method.after(self, setting)
-            yield end, self.measure()
-            for variable, value in zip(self.pretrained, trained):
-                variable.assign(value)
+        runs, weighed = [], {}
+        for start in starts:
+            self._begin(start)
+            if method.name == "ewc":
+                self._weigh_once(start.seed, weighed)
+            rate = start.setting if method.sets_rate else start.rate
+            loop.start(rate, start.setting)
+            new = self.task.new["train"]
+            data = (new.inputs, new.labels, *method.data(self, start.seed))
+            rows = batches(len(new), points[-1], BATCH_SIZE, start.seed)
+            if BACKEND == "jax":
+                runs.append(loop.taken(data, rows))
+                continue
+            for begin, end in zip((0, *points), points):
+                loop.run(data, rows, begin, end)
+                trained = [np.array(v) for v in self.pretrained]
+                yield len(runs), end, self._measure_after(method, start)
+                for variable, value in zip(self.pretrained, trained):
+                    variable.assign(value)
+            runs.append(None)
+        if BACKEND != "jax":
+            return
+        for begin, end in zip((0, *points), points):
+            runs = loop.run_together(runs, begin, end)
+            for i, (start, run) in enumerate(zip(starts, runs)):
+                self._begin(start)
+                loop.put(run)
+                yield i, end, self._measure_after(method, start)
+
+    def _weigh_once(self, seed, weighed):
+        if seed not in weighed:
+            self.weigh()
+            weighed[seed] = [np.array(v) for v in self.fisher]
+        for variable, value in zip(self.fisher, weighed[seed]):
+            variable.assign(value)
+
+    def _begin(self, start):
+        self.task = start.task
+        self.begin(start.weights, start.seed)
+
+    def _measure_after(self, method, start):
+        if method.after is not None:
+            method.after(self, start.setting)
+        return self.measure()
 
     def measure(self):
         """Return accuracies in percent, and how far the weights went."""
@@ -205,9 +272,9 @@ class Retrieval(Problem):
     def _reviewer(self, inputs, features):
         return self.backbone
 
-    def pretrain(self, seed, steps=PRETRAINING_STEPS):
+    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
         """Return the weights that the encoder came with."""
-        return self.reviewer.get_weights()
+        return dict.fromkeys(seeds, self.reviewer.get_weights())
 
     def known(self, part):
         """Return the share of headlines that find their article first."""

@@ -126,7 +126,10 @@ def scratch(network, options):
         rows = batches(SIZES["train"], STEPS, BATCH_SIZE, seed)
         train = parts["train"]
         loop.run(
-            (train.inputs, train.labels), rows[: 100 if options.quick else None]
+            (train.inputs, train.labels),
+            rows,
+            0,
+            100 if options.quick else None,
         )
         measured = {
             name: 100

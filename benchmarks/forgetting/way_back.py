@@ -10,7 +10,7 @@ from .backbones import load_backbone
 from .experiments import RATE, TASKS, choices
 from .grid import CACHE, pretrained
 from .methods import METHODS, depths, toward_start
-from .problem import PRETRAINING_STEPS, Problem
+from .problem import PRETRAINING_STEPS, Problem, Start
 from .store import RESULTS, Progress, Store
 from .tasks import load_task
 
@@ -46,9 +46,9 @@ def way_back(network, options):
     progress = Progress(len(TASKS) * len(seeds) * len(names))
     for name in TASKS:
         problem = Problem(load_backbone(network), load_task(name))
+        learned = pretrained(problem, network, seeds, steps, cache)
         for seed in seeds:
-            problem.task = load_task(name, seed)
-            weights = pretrained(problem, network, seed, steps, cache)
+            task, weights = load_task(name, seed), learned[seed]
             for method in names:
                 run = {
                     "task": name,
@@ -59,11 +59,8 @@ def way_back(network, options):
                 if by_share.has(**run, share=SHARES[-1]):
                     progress.skip()
                     continue
-                problem.begin(weights, seed)
-                tuned = problem.fine_tune(
-                    METHODS[method], run["setting"], RATE, points, seed
-                )
-                for _ in tuned:
+                start = Start(problem.task, weights, run["setting"], RATE, seed)
+                for _ in problem.fine_tune(METHODS[method], [start], points):
                     for depth, distance in _distances(problem).items():
                         by_depth.add(
                             run | {"depth": round(depth, 3)},
