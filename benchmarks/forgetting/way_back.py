@@ -59,7 +59,7 @@ def way_back(network, options):
                 if by_share.has(**run, share=SHARES[-1]):
                     progress.skip()
                     continue
-                start = Start(problem.task, weights, run["setting"], RATE, seed)
+                start = Start(task, weights, run["setting"], RATE, seed)
                 for _ in problem.fine_tune(METHODS[method], [start], points):
                     for depth, distance in _distances(problem).items():
                         by_depth.add(
