@@ -282,6 +282,12 @@ class Retrieval(Problem):
             *np.split(self.answer(self.reviewer, part.inputs), 2)
         )
 
+    def answer(self, model, inputs):
+        """Return a model's output, a hundred texts at a time."""
+        parts = np.split(inputs, range(100, len(inputs), 100))
+        answer = super().answer
+        return np.concatenate([answer(model, part) for part in parts])
+
 
 def answering(model):
     if BACKEND != "jax":
