@@ -464,7 +464,7 @@ def test_experiments_run_go_on_and_are_reported(
         "| MNIST | reversed profile |",
     ):
         assert said in printed
-    for name in ("forgetting_dense", "way_back_dense"):
+    for name in ("forgetting", "way_back_dense"):
         picture = tmp_path / f"{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
 

@@ -90,6 +90,29 @@ class Loop:
         data = [np.asarray(array) for array in data]
         return (weights, state), (held, self._setting, data, rows)
 
+    def each(self, settings, begin, data, rows):
+        """Yield each setting when its run has ended, the weights in place.
+
+        Args:
+            settings: Numbers; one run each.
+            begin: Called with a setting; sets the weights and starts.
+            data: As of `run`.
+            rows: As of `run`.
+        """
+        runs = []
+        for setting in settings:
+            begin(setting)
+            if BACKEND == "jax":
+                runs.append(self.taken(data, rows))
+                continue
+            self.run(data, rows)
+            yield setting
+        if runs:
+            runs = self.run_together(runs, 0, len(rows))
+        for setting, run in zip(settings, runs):
+            self.put(run)
+            yield setting
+
     def put(self, run):
         """Set the variables to where a run is."""
         weights, state = run[0]

@@ -255,8 +255,7 @@ class Problem:
 
     def accuracy(self, model, part):
         """Return the share of examples that a model names rightly."""
-        named = self.answer(model, part.inputs).argmax(axis=-1)
-        return 100 * float(np.mean(named == part.labels))
+        return accuracy(functools.partial(self.answer, model), part)
 
     def answer(self, model, inputs):
         """Return a model's logits as an array."""
@@ -287,6 +286,12 @@ class Retrieval(Problem):
         parts = np.split(inputs, range(100, len(inputs), 100))
         answer = super().answer
         return np.concatenate([answer(model, part) for part in parts])
+
+
+def accuracy(answer, part):
+    """Return the share of examples named rightly, in percent."""
+    named = answer(part.inputs).argmax(axis=-1)
+    return 100 * float(np.mean(named == part.labels))
 
 
 def answering(model):

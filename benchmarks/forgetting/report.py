@@ -218,7 +218,7 @@ def report(folder=RESULTS, images=IMAGES):
                 f"Rate and length, {network} network, seeds {', '.join(seeds)}",
                 length_table(rows),
             )
-            short = "" if network == "convolutional" else f"_{network}"
+            short = "" if network == "dense" else f"_{network}"
             length_picture(rows, images / f"forgetting{short}.png")
         for task in TITLES:
             _say(

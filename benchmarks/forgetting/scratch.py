@@ -16,7 +16,7 @@ from .intervals import in_words
 from .loop import Loop, batches
 from .methods import cross_entropy, ours
 from .networks import NETWORKS
-from .problem import BATCH_SIZE, answering, set_fresh
+from .problem import BATCH_SIZE, accuracy, answering, set_fresh
 from .store import RESULTS, Progress, Store
 from .tasks import CLASSES, divide, fashion, mnist, uci_digits
 
@@ -106,43 +106,43 @@ def scratch(network, options):
         for name, make in METHODS.items()
     }
     answer = answering(model)
-    runs = [
-        (data, seed, method, decay)
+    decays = DECAYS[: 1 if options.quick else None]
+    places = [
+        (data, seed, method)
         for seed in (options.seeds[:1] if options.quick else options.seeds)
         for data in SOURCES
         for method in METHODS
-        for decay in ((0.0,) if method == "Adam" else DECAYS)[
-            : 1 if options.quick else None
-        ]
     ]
-    keys = ("data", "seed", "method", "decay")
-    runs = [r for r in runs if not store.has(**dict(zip(keys, r)))]
-    progress = Progress(len(runs))
-    for data, seed, method, decay in runs:
+    progress = Progress(len(places))
+    for data, seed, method in places:
+        own = (0.0,) if method == "Adam" else decays
+        run = {"data": data, "method": method, "seed": seed}
+        own = [decay for decay in own if not store.has(**run, decay=decay)]
+        if not own:
+            progress.skip()
+            continue
         parts = divide(SOURCES[data](), SIZES, seed)
-        set_fresh(model, seed)
-        loop = loops[method]
-        loop.start(RATE, decay)
-        rows = batches(SIZES["train"], STEPS, BATCH_SIZE, seed)
-        train = parts["train"]
-        loop.run(
-            (train.inputs, train.labels),
-            rows,
-            0,
-            100 if options.quick else None,
+        train, loop = parts["train"], loops[method]
+        batch_rows = batches(
+            len(train), 100 if options.quick else STEPS, BATCH_SIZE, seed
         )
-        measured = {
-            name: 100
-            * float(
-                np.mean(
-                    answer(parts[name].inputs).argmax(axis=-1)
-                    == parts[name].labels
-                )
-            )
-            for name in ("validation", "test")
-        }
-        store.add(dict(zip(keys, (data, seed, method, decay))), [measured])
-        progress.say(f"{data}, {method} {decay:g}, seed {seed}: {measured}")
+        for decay in loop.each(
+            own,
+            functools.partial(_begin, loop, model, seed),
+            (train.inputs, train.labels),
+            batch_rows,
+        ):
+            measured = {
+                name: accuracy(answer, parts[name])
+                for name in ("validation", "test")
+            }
+            store.add(run | {"decay": decay}, [measured])
+        progress.say(f"{data}, {method}, seed {seed}: {measured}")
+
+
+def _begin(loop, model, seed, decay):
+    set_fresh(model, seed)
+    loop.start(RATE, decay)
 
 
 def table(folder=RESULTS):
