@@ -7,6 +7,7 @@ from . import experiments
 from .cost import cost
 from .experiments import LENGTHS, SEEDS, Options
 from .methods import METHODS
+from .networks import NETWORKS
 from .scratch import scratch
 from .store import RESULTS
 from .way_back import way_back
@@ -30,7 +31,7 @@ def main(arguments=None):
         description="Measure what fine-tuning keeps and learns.",
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
-    parser.add_argument("network", nargs="?", choices=[*LENGTHS, "minilm"])
+    parser.add_argument("network", nargs="?", choices=[*NETWORKS, "minilm"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS)

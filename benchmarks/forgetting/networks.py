@@ -1,4 +1,4 @@
-"""Two small networks for 14×14 images: thousands of weights, seven layers."""
+"""Small networks for 14×14 images: thousands of weights."""
 
 import keras
 from keras import layers, ops
@@ -42,15 +42,20 @@ class UnfoldedConv2D(layers.Conv2D):
         return ops.matmul(ops.concatenate(seen, axis=-1), kernel) + self.bias
 
 
-def dense_network():
+def dense_network(depth=6, units=64, name="dense"):
     """Return six dense layers of 64 units."""
     inputs = keras.Input((SIDE, SIDE, 1))
     x = layers.Flatten()(inputs)
-    for _ in range(6):
-        x = layers.Dense(64)(x)
+    for _ in range(depth):
+        x = layers.Dense(units)(x)
         x = layers.LayerNormalization()(x)
         x = layers.ReLU()(x)
-    return keras.Model(inputs, x, name="dense")
+    return keras.Model(inputs, x, name=name)
+
+
+def narrow_network():
+    """Return three dense layers of 24 units, whose weights are larger."""
+    return dense_network(3, 24, "narrow")
 
 
 def convolutional_network():
@@ -68,5 +73,6 @@ def convolutional_network():
 
 NETWORKS = {
     "dense": dense_network,
+    "narrow": narrow_network,
     "convolutional": convolutional_network,
 }

@@ -21,7 +21,7 @@ TITLES = {
 
 
 def compared(rows):
-    """Return the rows of the seeds that every method has, and these seeds.
+    """Return the rows of the seeds that every method of a task has; these.
 
     An experiment that was stopped has some methods for its last seed only.
     """
@@ -29,9 +29,16 @@ def compared(rows):
     for row in rows:
         place = (row["task"], row["method"], row["rate"], row["steps"])
         runs[place].add(row["seed"])
-    seeds = set.intersection(*runs.values())
-    kept = [row for row in rows if row["seed"] in seeds]
-    return kept, sorted(seeds, key=int)
+    seeds = {
+        task: set.intersection(*(s for p, s in runs.items() if p[0] == task))
+        for task in {place[0] for place in runs}
+    }
+    kept = [row for row in rows if row["seed"] in seeds[row["task"]]]
+    said = [
+        f"{task}: seeds {', '.join(sorted(own, key=int))}"
+        for task, own in sorted(seeds.items())
+    ]
+    return kept, "; ".join(said)
 
 
 def curves(rows, measure):
@@ -215,7 +222,7 @@ def report(folder=RESULTS, images=IMAGES):
         if rows := store_of(f"length_{network}", folder).rows:
             rows, seeds = compared(rows)
             _say(
-                f"Rate and length, {network} network, seeds {', '.join(seeds)}",
+                f"Rate and length, {network} network ({seeds})",
                 length_table(rows),
             )
             short = "" if network == "dense" else f"_{network}"
@@ -232,10 +239,11 @@ def report(folder=RESULTS, images=IMAGES):
         _say(f"Cost, {network} network", cost_table(network, folder))
         way_back.picture(network, folder, images / f"way_back_{network}.png")
     methods = ("reach", "relative_reach")
-    _say(
-        "Another network's setting",
-        trade_off.carry_over(list(LENGTHS), TITLES, methods, folder),
-    )
+    for other in ("narrow", "convolutional"):
+        _say(
+            f"The setting of another network, dense and {other}",
+            trade_off.carry_over(["dense", other], TITLES, methods, folder),
+        )
     for name, tasks in (("tasks_dense", MORE_TASKS), ("text_minilm", TEXT)):
         for task in tasks:
             _say(task, trade_off.table(name, task, folder))
