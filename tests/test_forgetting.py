@@ -281,6 +281,30 @@ def test_fisher_is_the_mean_square_of_single_gradients(load, problem):
     )
 
 
+@pytest.mark.parametrize("name", ["replay", "without_forgetting", "ewc"])
+def test_each_run_reviews_with_its_own_old_output_layer(load, problem, name):
+    method = load("methods").METHODS[name]
+    start = load("problem").Start
+    weights = problem.reviewer.get_weights()
+    other = [*weights[:-2], *(2 * w for w in weights[-2:])]
+    runs = [
+        start(problem.task, w, 3.0, 1e-2, seed)
+        for seed, w in enumerate((weights, other))
+    ]
+    together = [
+        values(problem.pretrained)
+        for _ in problem.fine_tune(method, runs, (20,))
+    ]
+    problem.loops = {}
+    for run, expected in zip(runs[::-1], together[::-1]):
+        alone = [
+            values(problem.pretrained)
+            for _ in problem.fine_tune(method, [run], (20,))
+        ]
+        for one, two in zip(alone[0], expected):
+            np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
+
+
 def test_replay_sees_a_twentieth_of_the_old_examples(load, problem):
     images, labels = load("methods").replay_data(problem, seed=0)
     assert len(images) == len(labels) == len(problem.task.new["train"])

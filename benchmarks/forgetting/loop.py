@@ -204,19 +204,22 @@ _COMPILERS = {
 }
 
 
-def gradients(variables, loss):
+def gradients(variables, loss, held=()):
     """Return a function of a batch to the gradients of a loss, as arrays."""
     if BACKEND == "jax":
         import jax
 
-        def value_of(weights, batch):
-            mapping = list(zip(variables, weights))
+        def value_of(weights, constants, batch):
+            mapping = [*zip(variables, weights), *zip(held, constants)]
             with keras.StatelessScope(state_mapping=mapping):
                 return loss(*batch)
 
         compiled = jax.jit(jax.grad(value_of))
         return lambda *batch: [
-            np.asarray(g) for g in compiled([v.value for v in variables], batch)
+            np.asarray(g)
+            for g in compiled(
+                [v.value for v in variables], [v.value for v in held], batch
+            )
         ]
     if BACKEND == "tensorflow":
         import tensorflow as tf

@@ -81,6 +81,11 @@ class Problem:
             ]
             for _ in range(2)
         )
+        # The old output layer, where it is not trained on.
+        trained = {id(v) for v in self.pretrained}
+        self.untrained = [
+            v for v in self.reviewer.variables if id(v) not in trained
+        ]
         self.loops = {}
 
     def _reviewer(self, inputs, features):
@@ -147,6 +152,7 @@ class Problem:
             lambda: gradients(
                 self.pretrained,
                 lambda x, y: cross_entropy(y, self.reviewer(x)),
+                self.untrained,
             ),
         )
         for i in range(len(old)):
@@ -169,7 +175,7 @@ class Problem:
                 functools.partial(method.optimizer, self),
                 self.model.trainable_variables,
                 functools.partial(method.loss, self),
-                held=[*self.start, *self.fisher],
+                held=[*self.start, *self.fisher, *self.untrained],
             ),
         )
 
