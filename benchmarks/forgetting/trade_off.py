@@ -28,14 +28,22 @@ def hypervolume(points, reference=CHANCE):
 
 
 def read(store, task):
-    """Return {method: {setting: {seed: its row}}} of one task."""
+    """Return {method: {setting: {seed: its row}}} of one task.
+
+    Without methods that were stopped before the last seed of the others.
+    """
     found = {}
     for row in store.rows:
         if row["task"] == task:
             settings = found.setdefault(row["method"], {})
             setting = settings.setdefault(float(row["setting"]), {})
             setting[row["seed"]] = row
-    return found
+    seeds = {
+        name: set.intersection(*map(set, settings.values()))
+        for name, settings in found.items()
+    }
+    most = max(map(len, seeds.values()), default=0)
+    return {name: found[name] for name in found if len(seeds[name]) == most}
 
 
 def mean(rows, name):
