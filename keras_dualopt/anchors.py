@@ -1,5 +1,14 @@
-"""The life of θ₀: captured once, kept, moved on request, dropped to ship."""
+"""The life of θ₀: captured once, kept, moved on request, dropped to ship.
 
+What is captured is what the weights happen to be at the first step. What looks
+wrong with it is said there: weights that are not finite, that look new, or
+that another DualOpt has moved already.
+"""
+
+import logging
+import warnings
+import weakref
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +18,10 @@ import numpy as np
 from keras import ops
 
 from keras_dualopt.backend import engine
-from keras_dualopt.plan import Row
+from keras_dualopt.caller import stacklevel
+from keras_dualopt.plan import Row, layers_of, look_new
+
+_log = logging.getLogger("keras_dualopt")
 
 # What the anchors hold; saved with them.
 NOT_TAKEN, TAKEN, DROPPED = 0, 1, 2
@@ -48,6 +60,9 @@ class Anchors:
         self._add = add
         self._remove = remove
         self._known_taken = False
+        self._looked = False
+        # Some weights as `fit` left them: (row, value, distance from θ₀).
+        self._left: list[tuple[Row, Any, float]] = []
         self.dropped = False
         self._make()
 
@@ -68,15 +83,16 @@ class Anchors:
             self.flag, ops.convert_to_tensor(state, self.flag.dtype)
         )
 
-    def check(self, look: Callable[[Sequence[Any]], None]) -> None:
+    def check(self, new_stage: bool) -> None:
         """Refuse what cannot be anchored at, before a step moves anything.
 
         Args:
-            look: Called with the present weights (on the host), if this is
-                the first step and they are at hand.
+            new_stage: Whether a person has said that the weights are what to
+                anchor at, whoever has trained them.
 
         Raises:
-            ValueError: If the anchors were dropped, or θ₀ does not fit them.
+            ValueError: If the anchors were dropped, θ₀ does not fit them, or
+                is not finite.
         """
         if self.dropped:
             raise ValueError(
@@ -85,6 +101,8 @@ class Anchors:
                 "to anchor at the current weights, or "
                 "`optimizer.anchor_at(model_or_weights_file)`."
             )
+        if self._left:
+            self._warn_if_exchanged()
         if self._known_taken:
             return
         flag = engine.concrete(self.flag)
@@ -97,7 +115,7 @@ class Anchors:
         if not any(value is None for value in values):
             self._check_fits(values)
             self._check_sizes(values)
-            look(values)
+            self._look_at(values, new_stage)
         elif any(
             row.anchor is not None and row.anchor.dtype != row.variable.dtype
             for row in self.anchored
@@ -206,6 +224,7 @@ class Anchors:
         self.carried = carried
         self.measure()
         self.set_state(TAKEN)
+        self.expect_new_weights()
 
     def drop(self) -> None:
         """Free the memory of θ₀."""
@@ -223,6 +242,130 @@ class Anchors:
         """Make room for θ₀ again after `drop`."""
         if self.dropped:
             self._make()
+
+    # What looks wrong.
+
+    def _look_at(self, values: Sequence[Any], new_stage: bool) -> None:
+        """Say at the first step what is anchored; warn where it looks wrong."""
+        for row, value in zip(self.anchored, values, strict=True):
+            if not np.isfinite(np.asarray(value, dtype="float32")).all():
+                raise ValueError(
+                    "The pretrained weights must be finite. Received: NaN or "
+                    f"infinity in {row.path!r}. Load the weights again."
+                )
+        if self._looked:
+            return  # A step is traced more than once.
+        self._looked = True
+        layers = layers_of(self.rows)
+        head = [layer[0].layer for layer in layers if layer[0].relative is None]
+        _log.info(
+            "%d of %d trained layers are anchored at their present weights; "
+            "taken for the new head: %s.",
+            sum(any(row.anchored for row in layer) for layer in layers),
+            len(layers),
+            ", ".join(head) or "none",
+        )
+        fresh = look_new(self.anchored, values)
+        if fresh:
+            warnings.warn(
+                "These layers count as pretrained, but look as if they were "
+                f"never trained: {_some(fresh)}. They are anchored at their "
+                "random weights. If they are new, name them: "
+                "`optimizer.bind(model, head=[...])` before training.",
+                stacklevel=stacklevel(),
+            )
+        moved = [
+            row.path
+            for row, value in zip(self.anchored, values, strict=True)
+            if _was_moved(row, value)
+        ]
+        if moved and not new_stage:
+            warnings.warn(
+                "Another DualOpt has trained these weights already, and the "
+                "new one anchors at where it left them: "
+                f"{_some(moved)}. To keep the pretrained weights as anchors, "
+                "call `new.anchor_at(old)` before training; `anchor_at()` says "
+                "that a new stage is meant.",
+                stacklevel=stacklevel(),
+            )
+
+    def note_left(self) -> None:
+        """Remember where training has left some of the weights."""
+        self._left = []
+        for row in self._watched():
+            value = engine.concrete(row.variable)
+            anchor = None
+            if row.anchor is not None:
+                anchor = engine.concrete(row.anchor)
+            if value is None or anchor is None:
+                continue
+            value = np.array(value)
+            way = float(np.max(np.abs(value - anchor.astype(value.dtype))))
+            if way > 0.0:
+                self._left.append((row, value, way))
+                _note(row, value, moved=True)
+
+    def note_restored(self) -> None:
+        """Remember that any weights but θ₀ were moved, as they are read."""
+        for row in self._watched():
+            anchor = np.asarray(engine.concrete(row.anchor))
+            _note(row, anchor.astype(row.variable.dtype), moved=False)
+
+    def expect_new_weights(self) -> None:
+        """Find nothing wrong with weights that are not those left behind."""
+        self._left = []
+
+    def _warn_if_exchanged(self) -> None:
+        """Warn where weights were exchanged since, and θ₀ was not."""
+        left, self._left = self._left, []
+        for row, value, way in left:
+            now = engine.concrete(row.variable)
+            # Not what interpolation or an earlier epoch's weights are.
+            if now is not None and np.max(np.abs(now - value)) > 4.0 * way:
+                warnings.warn(
+                    f"{row.path!r} and perhaps others were given new values "
+                    "after training began; the pull leads back to the anchors "
+                    "of before. Call `optimizer.anchor_at()` to anchor at the "
+                    "new weights.",
+                    stacklevel=stacklevel(),
+                )
+                return
+
+    def _watched(self) -> list[Row]:
+        """Return a few small weights: all would be a copy of the model."""
+        sizes = [int(np.prod(row.variable.shape)) for row in self.anchored]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        return [self.anchored[i] for i in order if sizes[i] > 1][:_WATCHED]
+
+
+_WATCHED = 16
+
+# Values by which a new optimizer tells tuned weights from pretrained ones: by
+# the variable's id, the variable, a digest, and whether it is of a value that a
+# DualOpt has moved the weight to, or of the one that it has moved it from.
+_noted: dict[int, tuple[Any, int, bool]] = {}
+
+
+def _note(row: Row, value: Any, moved: bool) -> None:
+    key = id(row.variable)
+    gone = weakref.ref(row.variable, lambda _: _noted.pop(key, None))
+    _noted[key] = gone, _digest(value), moved
+
+
+def _was_moved(row: Row, value: Any) -> bool:
+    if id(row.variable) not in _noted:
+        return False
+    variable, digest, moved = _noted[id(row.variable)]
+    return variable() is row.variable and (_digest(value) == digest) == moved
+
+
+def _digest(value: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(value).tobytes())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_exact(value: Any, dtype: str, row: Row) -> None:

@@ -28,7 +28,6 @@ _FLAG = "anchors_taken"
 _DERIVED = ("reach_units",)
 _FORMAT = 2
 _CHECKSUM_BYTES = 4
-_DAMAGED = "The file is damaged; use an earlier checkpoint."
 
 
 @dataclasses.dataclass
@@ -123,9 +122,9 @@ def match(
         if name in _DERIVED and not (name in arrays and same_units):
             continue
         if name not in arrays:
-            raise ValueError(
-                f"Expected: the state {name!r}. Received: a file without it. "
-                "It was written by an optimizer with another base."
+            raise _misfit(
+                f"It has no {name!r}: it was written by an optimizer with "
+                "another base."
             )
         pairs.append((variable, _fitting(name, variable, arrays[name])))
     without_anchors = flag_of(state) != TAKEN
@@ -137,9 +136,9 @@ def match(
             place = order[index]
             row = table.rows[index]
             if (slot is None) != (place not in saved):
-                raise ValueError(
-                    f"Expected: {'no' if slot is None else 'a'} {name!r} for "
-                    f"weight {row.path!r}. Received: a file "
+                raise _misfit(
+                    f"It must have {'no' if slot is None else 'a'} {name!r} "
+                    f"for weight {row.path!r}. Received: a file "
                     f"{'without' if slot is not None else 'with'} one. It was "
                     "written by an optimizer with other arguments (base, "
                     "exclude, depth, head, use_ema, "
@@ -153,12 +152,16 @@ def match(
                 pairs.append((slot, _fitting(label, slot, array)))
     unknown = [n for n in manifest["slots"] if n not in table.slots]
     if unknown:
-        raise ValueError(
-            f"Expected: the state {sorted(table.slots)}. Received: a file that "
-            f"holds {unknown[0]!r} besides. It was written by an optimizer "
-            "with other arguments; build this one with the same."
+        raise _misfit(
+            f"It holds {unknown[0]!r} beside {sorted(table.slots)}: it was "
+            "written by an optimizer with other arguments. Build this one "
+            "with the same."
         )
     return pairs
+
+
+def _misfit(text: str) -> ValueError:
+    return ValueError(f"The state in the file does not fit. {text}")
 
 
 def _match_settings(
@@ -166,8 +169,8 @@ def _match_settings(
 ) -> None:
     for name in ("mode", "base"):
         if settings[name] != saved.get(name):
-            raise ValueError(
-                f"Expected: the state of a DualOpt with {name}="
+            raise _misfit(
+                f"It must be that of a DualOpt with {name}="
                 f"{settings[name]!r}. Received: one with {name}="
                 f"{saved.get(name)!r}. Compile with the same {name} before "
                 "loading, or load the weights alone."
@@ -182,16 +185,16 @@ def _match_owners(
     for row in rows:
         shape = tuple(row.variable.shape)
         if row.key not in position:
-            raise ValueError(
-                f"Expected: the state of weight {row.path!r} (place "
+            raise _misfit(
+                f"It must have the state of weight {row.path!r} (place "
                 f"{row.key!r}). Received: a file of {len(saved)} weights "
                 "without it: another model, or another choice of trainable "
                 f"weights; this one has {len(rows)}."
             )
         entry = saved[position[row.key]]
         if tuple(entry["shape"]) != shape:
-            raise ValueError(
-                f"Expected: weight {row.path!r} of shape {shape}. "
+            raise _misfit(
+                f"Weight {row.path!r} must have shape {shape}. "
                 f"Received: {entry['path']!r} of shape "
                 f"{tuple(entry['shape'])} in its place. If the head is new "
                 "(`skip_mismatch=True`), load the weights into the model "
@@ -200,8 +203,8 @@ def _match_owners(
     if len(saved) != len(rows):
         own = {row.key for row in rows}
         first = next(entry for entry in saved if entry["key"] not in own)
-        raise ValueError(
-            f"Expected: the state of {len(rows)} weights. Received: a file "
+        raise _misfit(
+            f"It must have the state of {len(rows)} weights. Received: a file "
             f"of {len(saved)}; {first['path']!r} is not trained here. Make "
             "the same weights trainable before loading, or carry the anchors "
             "over with `anchor_at(old_optimizer)`."
@@ -211,8 +214,8 @@ def _match_owners(
 
 def _fitting(name: str, variable: keras.Variable, array: Any) -> Any:
     if tuple(array.shape) != tuple(variable.shape):
-        raise ValueError(
-            f"Expected: {name} of shape {tuple(variable.shape)}. Received: "
+        raise _misfit(
+            f"The {name} must have shape {tuple(variable.shape)}. Received: "
             f"shape {tuple(array.shape)}."
         )
     return array
@@ -306,30 +309,28 @@ def read(store: Any) -> dict[str, Any] | None:
     keys = set(store.keys())
     if _MANIFEST not in keys:
         if _FLAG in keys:  # A name of ours: other optimizers count theirs.
-            raise ValueError(
-                "Expected: a description of DualOpt's state beside it. "
-                f"Received: {len(keys)} arrays without one. {_DAMAGED}"
+            raise _damaged(
+                f"It must have a description. Received: {len(keys)} arrays "
+                "without one."
             )
         return None
     manifest = _manifest(bytes(np.asarray(store[_MANIFEST])))
     version = manifest["format"]
     if version != _FORMAT:
         raise ValueError(
-            f"Expected: DualOpt's state in format {_FORMAT}. Received: format "
+            f"DualOpt's state must be in format {_FORMAT}. Received: format "
             f"{version!r}. Read it with the keras-dualopt that wrote it."
         )
     arrays = {}
     for key, checksum in manifest["checksums"].items():
         if key not in keys:
-            raise ValueError(
-                f"Expected: {key!r} in DualOpt's state. Received: a file "
-                f"without it. {_DAMAGED}"
+            raise _damaged(
+                f"It must have {key!r}. Received: a file without it."
             )
         arrays[key] = np.array(store[key])
         if _checksum(arrays[key]) != checksum:
-            raise ValueError(
-                f"Expected: {key!r} of DualOpt's state as it was written. "
-                f"Received: one with another checksum. {_DAMAGED}"
+            raise _damaged(
+                f"The checksum of {key!r} is not the one it was written with."
             )
     return {"manifest": manifest, "arrays": arrays}
 
@@ -338,12 +339,19 @@ def _manifest(data: bytes) -> dict[str, Any]:
     text, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     # The checksum of nothing is 0, which zeros would pass.
     if not text or zlib.crc32(text) != int.from_bytes(checksum, "big"):
-        raise ValueError(
-            "Expected: an intact description of DualOpt's state. Received: "
-            f"{len(data)} bytes with another checksum. {_DAMAGED}"
+        raise _damaged(
+            f"The checksum of its description ({len(data)} bytes) is not the "
+            "one it was written with."
         )
     manifest: dict[str, Any] = json.loads(text)
     return manifest
+
+
+def _damaged(text: str) -> ValueError:
+    return ValueError(
+        f"DualOpt's state in the file is damaged. {text} Use an earlier "
+        "checkpoint."
+    )
 
 
 def _checksum(array: Any) -> int:
@@ -374,7 +382,7 @@ def warn_foreign(count: int, trained: bool) -> None:
     if not count and not trained:
         return  # Pretrained weights, read before training: nothing is lost.
     warnings.warn(
-        "Expected: the state of a DualOpt. Received: a file with "
+        "The file has no state of a DualOpt. Received: "
         + (
             f"{count} arrays of another optimizer, or of a LossScaleOptimizer "
             "around one (`restore_optimizer` reads that)"

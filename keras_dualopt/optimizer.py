@@ -1,20 +1,16 @@
 """DualOpt: any Keras optimizer's step, and a pull in the same step."""
 
 import contextlib
-import functools
 import inspect
-import logging
 import math
 import numbers
 import sys
 import warnings
 import weakref
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import keras
-import numpy as np
 
 from keras_dualopt import checkpoint, sources, wrapping
 from keras_dualopt.anchors import DROPPED, NOT_TAKEN, TAKEN, Anchors
@@ -32,8 +28,6 @@ from keras_dualopt.depth import (
 from keras_dualopt.plan import (
     Row,
     aliases_of,
-    layers_of,
-    look_new,
     make_rows,
     names_of,
 )
@@ -49,20 +43,17 @@ from keras_dualopt.settings import (
 )
 from keras_dualopt.summary import summary_table
 
-_log = logging.getLogger("keras_dualopt")
-
 
 class _Parts:
     """What `build` makes; one object, for Keras' trackers to leave alone."""
 
+    # Made after the rows; nothing asks for them before.
+    anchors: Anchors
+    pull: Pull
+
     def __init__(self, depth: LayerDepth, rows: list[Row]) -> None:
         self.depth = depth
         self.rows = rows
-        self.anchors: Any = None
-        self.pull: Any = None
-        self.looked = False
-        # Some weights as `fit` left them: (row, value, distance from θ₀).
-        self.left: list[tuple[Row, Any, float]] = []
 
 
 class _Pending:
@@ -342,8 +333,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         if self._parts is None:
             return self._pending.state is not None
         self.settle()
-        state: int = self._parts.anchors.state
-        return state != NOT_TAKEN
+        return self._parts.anchors.state != NOT_TAKEN
 
     def _change_setting(self, name: str, value: Any) -> None:
         if "_settings" not in self.__dict__:
@@ -556,10 +546,7 @@ class DualOpt(wrapping.WrappingOptimizer):
                 "fits, or make a new optimizer."
             )
         if self.mode == "finetune":
-            parts = self._built("anchors")
-            parts.anchors.check(self._look_at)
-            if parts.left:
-                self._check_left()
+            self._built("anchors").anchors.check(self._stage_is_meant)
 
     def before_step(self) -> None:
         """Take θ₀ in the first step."""
@@ -569,8 +556,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     @property
     def pull(self) -> Pull:
         """θ_pre ↦ θ_pre − ρ (θ_pre − a), for every variable."""
-        pull: Pull = self._built("pull").pull
-        return pull
+        return self._built("pull").pull
 
     def _make_pull(self) -> None:
         parts = self._built("pull")
@@ -591,53 +577,6 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._make_pull()
         self.retrace()
 
-    def _look_at(self, values: Sequence[Any]) -> None:
-        """Say at the first step what is anchored; warn where it looks wrong."""
-        parts = self._built("anchors")
-        rows = parts.anchors.anchored
-        for row, value in zip(rows, values, strict=True):
-            if not np.isfinite(np.asarray(value, dtype="float32")).all():
-                raise ValueError(
-                    "The pretrained weights must be finite. Received: NaN or "
-                    f"infinity in {row.path!r}. Load the weights again."
-                )
-        if parts.looked:
-            return  # A step is traced more than once.
-        parts.looked = True
-        layers = layers_of(parts.rows)
-        head = [layer[0].layer for layer in layers if layer[0].relative is None]
-        count = sum(any(row.anchored for row in layer) for layer in layers)
-        _log.info(
-            "%d of %d trained layers are anchored at their present weights; "
-            "taken for the new head: %s.",
-            count,
-            len(layers),
-            ", ".join(head) or "none",
-        )
-        fresh = look_new(rows, values)
-        if fresh:
-            warnings.warn(
-                "These layers count as pretrained, but look as if they were "
-                f"never trained: {_some(fresh)}. They are anchored at their "
-                "random weights. If they are new, name them: "
-                "`optimizer.bind(model, head=[...])` before training.",
-                stacklevel=stacklevel(),
-            )
-        moved = [
-            row.path
-            for row, value in zip(rows, values, strict=True)
-            if _was_left(row, value)
-        ]
-        if moved and not self._stage_is_meant:
-            warnings.warn(
-                "Another DualOpt has trained these weights already, and the "
-                "new one anchors at where it left them: "
-                f"{_some(moved)}. To keep the pretrained weights as anchors, "
-                "call `new.anchor_at(old)` before training; `anchor_at()` says "
-                "that a new stage is meant.",
-                stacklevel=stacklevel(),
-            )
-
     def finalize_variable_values(self, var_list: Any) -> None:
         """At the end of `fit`: averages into the model, and a last look."""
         super().finalize_variable_values(var_list)
@@ -654,44 +593,7 @@ class DualOpt(wrapping.WrappingOptimizer):
                 stacklevel=stacklevel(),
             )
         if self._parts is not None and self.mode == "finetune":
-            self._note_left()
-
-    def _note_left(self) -> None:
-        """Remember where `fit` has left the weights."""
-        parts = self._built("anchors")
-        parts.left = []
-        for row in _watched(parts.anchors.anchored):
-            if row.anchor is None:
-                continue
-            value = engine.concrete(row.variable)
-            anchor = engine.concrete(row.anchor)
-            if value is None or anchor is None:
-                continue
-            value = np.array(value)
-            way = float(np.max(np.abs(value - anchor.astype(value.dtype))))
-            if way > 0.0:
-                parts.left.append((row, value, way))
-                digest = _digest(value)
-                _note(row, functools.partial(_is, digest))
-
-    def _check_left(self) -> None:
-        """Warn where weights were exchanged since, and θ₀ was not."""
-        parts = self._built("anchors")
-        left, parts.left = parts.left, []
-        for row, value, way in left:
-            now = engine.concrete(row.variable)
-            if now is None:
-                continue
-            # Not what interpolation or an earlier epoch's weights are.
-            if np.max(np.abs(np.array(now) - value)) > 4.0 * way:
-                warnings.warn(
-                    f"{row.path!r} and perhaps others were given new values "
-                    "after training began; the pull leads back to the anchors "
-                    "of before. Call `optimizer.anchor_at()` to anchor at the "
-                    "new weights.",
-                    stacklevel=stacklevel(),
-                )
-                return
+            self._parts.anchors.note_left()
 
     # The anchors' public life.
 
@@ -727,7 +629,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     @property
     def carried(self) -> dict[str, Any]:
         """θ₀ of weights that are not trained now, by place, on the host."""
-        if self._parts is None or self._parts.anchors is None:
+        if self._parts is None:
             return {}
         return dict(self._parts.anchors.carried)
 
@@ -758,7 +660,6 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._stage_is_meant = True
         if self._parts is not None:
             self._move_anchors(source)
-            self._parts.left = []
         elif source is not None or self._pending.state is not None:
             self._pending.source, self._pending.has_source = source, True
         else:
@@ -961,7 +862,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             self._parts.anchors.state == TAKEN
         )
         if self._parts is not None:
-            self._parts.left = []
+            self._parts.anchors.expect_new_weights()
         checkpoint.warn_foreign(count, trained)
 
     def _restore(self, found: dict[str, Any]) -> None:
@@ -995,13 +896,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._restore_reference(found)
         if revived or flag == DROPPED:
             self._remake_pull()
-        parts.left = []
+        anchors.expect_new_weights()
         if flag == TAKEN:
-            # The weights may be read after this: any but θ₀ were moved.
-            for row in _watched(anchors.anchored):
-                anchor = np.asarray(engine.concrete(row.anchor))
-                digest = _digest(anchor.astype(row.variable.dtype))
-                _note(row, functools.partial(_is_not, digest))
+            anchors.note_restored()
         if rate is not None and self.learning_rate_is_variable():
             self.learning_rate = rate  # Assigned after the file was read.
 
@@ -1112,50 +1009,3 @@ def holders(variables: Sequence[keras.Variable]) -> list[DualOpt]:
         )
         and one._has_stepped()
     ]
-
-
-# How weights were left, so that a new optimizer does not take tuned weights for
-# pretrained ones without a word: by the variable's id, the variable, and what
-# tells whether a value is one that another DualOpt has moved.
-_left: dict[int, tuple[Any, Callable[[Any], bool]]] = {}
-
-# Of so many small weights; to keep all would be another copy of the model.
-_WATCHED = 16
-
-
-def _watched(rows: Sequence[Row]) -> list[Row]:
-    large = [row for row in rows if int(np.prod(row.variable.shape)) > 1]
-    return sorted(large, key=lambda row: int(np.prod(row.variable.shape)))[
-        :_WATCHED
-    ]
-
-
-def _digest(value: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(value).tobytes())
-
-
-def _is(digest: int, value: Any) -> bool:
-    return _digest(value) == digest
-
-
-def _is_not(digest: int, value: Any) -> bool:
-    return _digest(value) != digest
-
-
-def _note(row: Row, moved: Callable[[Any], bool]) -> None:
-    key = id(row.variable)
-    gone = weakref.ref(row.variable, lambda _: _left.pop(key, None))
-    _left[key] = (gone, moved)
-
-
-def _was_left(row: Row, value: Any) -> bool:
-    variable, moved = _left.get(id(row.variable), (None, None))
-    if variable is None or variable() is not row.variable:
-        return False
-    assert moved is not None
-    return moved(value)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - 5
-    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")

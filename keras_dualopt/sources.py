@@ -107,8 +107,8 @@ def check_source(source: Any) -> None:
         source, keras.Model | str | os.PathLike
     ):
         raise TypeError(
-            "Expected: None, a model, the path of a weights file, or another "
-            f"DualOpt. Received: {type(source).__name__} {source!r}."
+            "`source` must be None, a model, the path of a weights file, or "
+            f"another DualOpt. Received: {type(source).__name__} {source!r}."
         )
 
 

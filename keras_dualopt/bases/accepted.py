@@ -60,7 +60,7 @@ def make_base(base: Any, mode: str) -> keras.optimizers.Optimizer:
     if isinstance(base, str):
         if base not in _PAPER_RULES:
             raise ValueError(
-                "Expected: `base` to be 'adam', 'sgd' or a "
+                "`base` must be 'adam', 'sgd' or a "
                 f"`keras.optimizers.Optimizer` instance. Received: {base!r}. "
                 "For other optimizers pass an instance, such as "
                 "`base=keras.optimizers.Lion()`."
@@ -68,7 +68,7 @@ def make_base(base: Any, mode: str) -> keras.optimizers.Optimizer:
         return _PAPER_RULES[base]()
     if not isinstance(base, keras.optimizers.Optimizer):
         raise TypeError(
-            "Expected: `base` to be 'adam', 'sgd' or a "
+            "`base` must be 'adam', 'sgd' or a "
             f"`keras.optimizers.Optimizer` instance. Received: {base!r}."
         )
     _check_base(base, mode)
@@ -79,12 +79,12 @@ def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
     for kind in type(base).__mro__:
         if kind.__name__ in _REFUSED:
             raise ValueError(
-                "Expected: a `base` whose step a pull can follow. Received: "
+                "`base` must take steps that a pull can follow. Received: "
                 f"{type(base).__name__}; {_REFUSED[kind.__name__]}."
             )
     if base.built:
         raise ValueError(
-            "Expected: a fresh `base` optimizer. Received: "
+            "`base` must be a fresh optimizer. Received: a "
             f"{type(base).__name__} that is already built (its state belongs "
             "to other variables or another optimizer). Make a new instance."
         )
@@ -92,7 +92,7 @@ def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
         value = getattr(base, name, unset)
         if value is not unset and value != unset:
             raise ValueError(
-                f"Expected: a `base` without `{name}`. Received: "
+                f"`base` must have no `{name}` of its own. Received: "
                 f"{type(base).__name__}({name}={value!r}). It concerns the "
                 f"whole step: pass it to DualOpt, `DualOpt({name}={value!r})`."
             )
@@ -101,8 +101,8 @@ def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
             value = getattr(base, name, None)
             if value:
                 raise ValueError(
-                    "Expected: a `base` without weight decay in scratch mode, "
-                    "where DualOpt's own acts. Received: "
+                    "`base` must have no weight decay in scratch mode, where "
+                    "DualOpt's own acts. Received: "
                     f"{type(base).__name__}({name}={value!r}): two decays. "
                     f"Pass 0.0, `{type(base).__name__}({name}=0.0)`, and "
                     "`DualOpt(weight_decay=...)`."

@@ -59,11 +59,11 @@ class Adam(PaperRule):
         for name, rate in (("beta_1", beta_1), ("beta_2", beta_2)):
             if not 0.0 <= rate < 1.0:
                 raise ValueError(
-                    f"Expected: `{name}` in [0, 1). Received: {rate!r}."
+                    f"`{name}` must be in [0, 1). Received: {rate!r}."
                 )
         if not (epsilon > 0.0 and math.isfinite(epsilon)):
             raise ValueError(
-                "Expected: a finite `epsilon` > 0 (it keeps a weight without "
+                "`epsilon` must be finite and > 0 (it keeps a weight without "
                 f"gradient from 0/0). Received: {epsilon!r}."
             )
         super().__init__(learning_rate=learning_rate, **kwargs)

@@ -48,7 +48,7 @@ class SGD(PaperRule):
     ) -> None:
         if not 0.0 <= momentum < 1.0:
             raise ValueError(
-                f"Expected: `momentum` in [0, 1). Received: {momentum!r}."
+                f"`momentum` must be in [0, 1). Received: {momentum!r}."
             )
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.momentum = momentum

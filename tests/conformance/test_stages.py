@@ -150,7 +150,7 @@ REFUSED = {
         ValueError,
         "scratch mode",
     ),
-    "a number": (lambda: 3, TypeError, "Expected: None, a model"),
+    "a number": (lambda: 3, TypeError, "`source` must be None, a model"),
     "no file": (lambda: "no.weights.h5", OSError, "no.weights.h5"),
 }
 
