@@ -236,7 +236,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     @engine.uncompiled
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Move and pull the weights (Keras' `Optimizer.apply`)."""
-        super().apply(grads, trainable_variables)
+        try:
+            super().apply(grads, trainable_variables)
+        except Exception:
+            # A `tf.function` that has made variables and then failed in its
+            # first trace does nothing when it is called again, silently.
+            self.note_trainer()
+            self.retrace()
+            raise
 
     def _backend_update_step(
         self, grads: Any, trainable_variables: Any, learning_rate: Any
@@ -248,12 +255,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if self._trainer_reference() is None and not self._looked:
             self._looked = True
             self.note_trainer()
-        try:
-            self.check_start()
-        except ValueError:
-            # TensorFlow would go on with what it has traced of this step.
-            self.retrace()
-            raise
+        self.check_start()
         self.before_step()
         base = self._holder.base
         if isinstance(base, PaperRule):  # It pulls within its own step.
