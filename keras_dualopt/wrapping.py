@@ -83,6 +83,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         # The model whose `fit` runs, and the one whose weights are trained.
         self._trainer_reference: Callable[[], keras.Model | None] = _nothing
         self._model_reference: Callable[[], keras.Model | None] = _nothing
+        # The one whose step was compiled for this optimizer (JAX).
+        self._started: Callable[[], keras.Model | None] = _nothing
         self._looked = False
         self._refused = False
 
@@ -320,6 +322,10 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if model is not None and self.built and self._is_optimizer_of(model):
             self._check_trained(model)
             self.check_start()
+            if self._started() is not model:
+                # What was compiled before is another optimizer's step.
+                self._started = weakref.ref(model)
+                engine.forget_compiled(model)
         state: list[keras.Variable] = super().variables
         return state
 
