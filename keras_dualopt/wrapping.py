@@ -83,6 +83,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         # The model whose `fit` runs, and the one whose weights are trained.
         self._trainer_reference: Callable[[], keras.Model | None] = _nothing
         self._model_reference: Callable[[], keras.Model | None] = _nothing
+        # The one whose step was compiled for this optimizer (JAX).
+        self._started: Callable[[], keras.Model | None] = _nothing
         self._looked = False
         self._refused = False
 
@@ -236,7 +238,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     @engine.uncompiled
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Move and pull the weights (Keras' `Optimizer.apply`)."""
-        super().apply(grads, trainable_variables)
+        try:
+            super().apply(grads, trainable_variables)
+        except Exception:
+            # A `tf.function` that has made variables and then failed in its
+            # first trace does nothing when it is called again, silently.
+            self.note_trainer()
+            self.retrace()
+            raise
 
     def _backend_update_step(
         self, grads: Any, trainable_variables: Any, learning_rate: Any
@@ -248,12 +257,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if self._trainer_reference() is None and not self._looked:
             self._looked = True
             self.note_trainer()
-        try:
-            self.check_start()
-        except ValueError:
-            # TensorFlow would go on with what it has traced of this step.
-            self.retrace()
-            raise
+        self.check_start()
         self.before_step()
         base = self._holder.base
         if isinstance(base, PaperRule):  # It pulls within its own step.
@@ -318,6 +322,10 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if model is not None and self.built and self._is_optimizer_of(model):
             self._check_trained(model)
             self.check_start()
+            if self._started() is not model:
+                # What was compiled before is another optimizer's step.
+                self._started = weakref.ref(model)
+                engine.forget_compiled(model)
         state: list[keras.Variable] = super().variables
         return state
 

@@ -215,6 +215,23 @@ def test_way_to_train_gives_the_same_numbers_with_a_wrapped_base(base, way):
     networks.assert_close(model, wrapped_in_fit(base))
 
 
+def test_a_new_optimizer_takes_its_own_steps_where_an_old_one_is_held():
+    """As the traceback of an interrupted `fit` does in a notebook."""
+    stronger = {**networks.FINETUNE, "rollback": 0.9, "rollback_min": 0.4}
+    model = networks.compiled(
+        DualOpt(networks.RATE, **stronger), networks.weights()
+    )
+    networks.fit(model, 2)
+    held = model.train_function
+    model.set_weights(networks.weights())
+    optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
+    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    for start, steps in ((0, 3), (3, STEPS - 3)):
+        networks.fit(model, steps, start=start)
+    assert held is not model.train_function
+    networks.assert_close(model, networks.expected(STEPS)[-1])
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="a limit of Keras on torch")
 def test_several_steps_at_once_are_refused_by_keras_on_torch():
     with pytest.raises(ValueError, match="steps_per_execution"):

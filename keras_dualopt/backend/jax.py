@@ -14,7 +14,7 @@ from jax.experimental import sparse as jax_sparse
 from keras_dualopt.backend.defaults import batched_step as batched_step
 from keras_dualopt.backend.defaults import check_engine as check_engine
 from keras_dualopt.backend.defaults import eager as eager
-from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
+from keras_dualopt.backend.defaults import forget_compiled as forget_default
 from keras_dualopt.backend.defaults import replicated as replicated
 from keras_dualopt.backend.defaults import uncompiled as uncompiled
 
@@ -38,6 +38,17 @@ def starting_model() -> keras.Model | None:
             return model
         frame = frame.f_back
     return None
+
+
+def forget_compiled(model: keras.Model) -> None:
+    """Make the next step compile anew, also where the last one is still held.
+
+    JAX looks for what it has traced by equality, and `model.train_step` equals
+    itself: while anything holds an old step (the traceback of an interrupted
+    `fit`, in a notebook), a new one would be that of the old optimizer.
+    """
+    jax.jit(model.train_step, donate_argnums=0).clear_cache()
+    forget_default(model)
 
 
 def concrete(variable: keras.Variable) -> Any:
