@@ -260,7 +260,10 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             base._backend_update_step(grads, trainable_variables, learning_rate)
             return
         indices = [self._get_variable_index(v) for v in trainable_variables]
-        before = engine.before_step(self.pull, trainable_variables, indices)
+        before = [
+            engine.kept(variable) if self.pull.slows[index] else None
+            for index, variable in zip(indices, trainable_variables)
+        ]
         base._apply_weight_decay(trainable_variables)
         base._backend_update_step(grads, trainable_variables, learning_rate)
         engine.pull_each(
