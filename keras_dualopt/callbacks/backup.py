@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_dualopt.caller import stacklevel
+from keras_dualopt.settings import check_whole
 
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
@@ -83,11 +84,7 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"`path` must end in '{_ENDING}'. Received: "
                 f"{os.fspath(path)!r}."
             )
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(
-                "`every` must be a whole number of epochs, at least 1. "
-                f"Received: {every!r}."
-            )
+        check_whole("every", every, " of epochs")
         self._path = Path(path)
         name = self._path.name.removesuffix(_ENDING)
         self._part = self._path.with_name(f"{name}.part{_ENDING}")

@@ -14,6 +14,7 @@ from keras_dualopt.callbacks.measure import (
 )
 from keras_dualopt.callbacks.record import DriftRecord
 from keras_dualopt.lookup import optimizer_of
+from keras_dualopt.settings import check_whole
 
 
 class Drift(keras.callbacks.Callback):
@@ -85,11 +86,7 @@ class Drift(keras.callbacks.Callback):
         self, every: int = 100, file: str | os.PathLike[str] | None = None
     ) -> None:
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(
-                f"`every` must be a whole number of steps ≥ 1. Received: "
-                f"{every!r}."
-            )
+        check_whole("every", every, " of steps")
         if file is not None and not os.fspath(file).endswith(".npz"):
             raise ValueError(
                 "`file` must end in '.npz', which is what is written. "

@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import math
-import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,16 +12,13 @@ import numpy as np
 from keras_dualopt import sources
 from keras_dualopt.backend import engine
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.depth import layer_depth
+from keras_dualopt.depth import LayerDepth, layer_depth
 from keras_dualopt.lookup import holder_of
 from keras_dualopt.optimizer import DualOpt
-from keras_dualopt.plan import Row, look_new, role
+from keras_dualopt.plan import look_new, role
+from keras_dualopt.settings import is_number
+from keras_dualopt.sources import Source
 from keras_dualopt.wrapping import settle, unwrapped
-
-# A model, the path of a weights file, or an optimizer with anchors.
-Source: TypeAlias = (
-    keras.Model | str | os.PathLike[str] | keras.optimizers.Optimizer | None
-)
 
 
 def interpolate(
@@ -76,12 +71,7 @@ def interpolate(
     >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
     >>> halfway = interpolate(model, 0.5, copy=True)
     """
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, int | float | np.number)
-        or not math.isfinite(alpha)
-        or not 0.0 <= alpha <= 1.0
-    ):
+    if not is_number(alpha) or not 0.0 <= alpha <= 1.0:
         raise ValueError(
             "`alpha` must be in [0, 1]: 0 is pretrained, 1 is fine-tuned. "
             f"Received: {alpha!r}."
@@ -179,7 +169,7 @@ def _from_anchors(
     variables, origins, kept = [], [], []
     own = {id(weight) for weight in model.weights}
     for row, anchor in zip(rows, anchors, strict=True):
-        variable, kind = row.variable, row.role
+        variable, kind = row.variable, role(row.variable)
         if not row.pretrained or kind == "free" or id(variable) not in own:
             continue
         if kind == "zero":
@@ -206,44 +196,29 @@ def _from_anchors(
 def _from_source(
     model: keras.Model, source: Any
 ) -> tuple[list[keras.Variable], list[Any]]:
-    variables = [
-        variable for variable in _pretrained(model) if role(variable) != "free"
+    roles = [(variable, role(variable)) for variable in _pretrained(model)]
+    anchored = [variable for variable, kind in roles if kind == "anchor"]
+    zero = [variable for variable, kind in roles if kind == "zero"]
+    return [*anchored, *zero], [
+        *sources.values_of(source, model, anchored),
+        *(np.zeros(variable.shape, dtype="float32") for variable in zero),
     ]
-    rows = [
-        Row(
-            variable,
-            key="",
-            layer="",
-            relative=None,
-            pretrained=True,
-            excluded=False,
-            strength=0.0,
-            rate=1.0,
-            pulled=False,
-            anchored=role(variable) == "anchor",
-        )
-        for variable in variables
-    ]
-    values = sources.values_from(source, model, rows)
-    origins = [
-        np.zeros(variable.shape, dtype="float32") if value is None else value
-        for variable, value in zip(variables, values, strict=True)
-    ]
-    return variables, origins
 
 
 def _pretrained(model: keras.Model) -> list[keras.Variable]:
     """Return the pretrained weights, trained or not."""
     weights = [w for w in model.weights if "float" in w.dtype]
     optimizer = unwrapped(getattr(model, "optimizer", None))
+    depth = None
     if (
         isinstance(optimizer, DualOpt)
         and optimizer.mode == "finetune"
         and optimizer.built
     ):
-        places = optimizer.depth.place(model, weights)
-    else:
-        places = layer_depth(model).place(model, weights)
+        depth = optimizer.depth
+    if not isinstance(depth, LayerDepth):
+        depth = layer_depth(model)
+    places = depth.place(model, weights)
     return [
         weight
         for weight, place in zip(weights, places, strict=True)
