@@ -79,9 +79,7 @@ class Anchors:
     def set_state(self, state: int) -> None:
         """Say what the anchors hold."""
         self._known_taken = False
-        engine.copy_value(
-            self.flag, ops.convert_to_tensor(state, self.flag.dtype)
-        )
+        engine.copy_value(self.flag, state)
 
     def check(self, new_stage: bool) -> None:
         """Refuse what cannot be anchored at, before a step moves anything.
@@ -218,9 +216,7 @@ class Anchors:
             check_exact(value, anchor.dtype, row)
         self._check_sizes([value for _, _, value in moved])
         for _, anchor, value in moved:
-            engine.copy_value(
-                anchor, ops.convert_to_tensor(value, anchor.dtype)
-            )
+            engine.copy_value(anchor, value)
         self.carried = carried
         self.measure()
         self.set_state(TAKEN)

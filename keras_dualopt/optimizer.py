@@ -876,9 +876,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         sizes_found = False
         for variable, array in pairs:
             sizes_found |= variable is anchors.units
-            engine.copy_value(
-                variable, keras.ops.convert_to_tensor(array, variable.dtype)
-            )
+            engine.copy_value(variable, array)
         rate = self._pending.learning_rate
         self._pending.state = self._pending.learning_rate = None
         if flag == DROPPED:

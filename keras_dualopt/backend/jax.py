@@ -49,7 +49,9 @@ def concrete(variable: keras.Variable) -> npt.NDArray[Any] | None:
     return np.asarray(value)
 
 
-def copy_value(target: keras.Variable, source: keras.Variable | Tensor) -> None:
+def copy_value(
+    target: keras.Variable, source: keras.Variable | Tensor | npt.ArrayLike
+) -> None:
     """Write a copy: an alias would be donated twice in the next step."""
     value = source.value if isinstance(source, keras.Variable) else source
     target.assign(jnp.array(value, dtype=target.dtype, copy=True))

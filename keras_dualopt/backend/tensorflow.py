@@ -76,7 +76,9 @@ def concrete(variable: keras.Variable) -> npt.NDArray[Any] | None:
         return value
 
 
-def copy_value(target: keras.Variable, source: keras.Variable | Tensor) -> None:
+def copy_value(
+    target: keras.Variable, source: keras.Variable | Tensor | npt.ArrayLike
+) -> None:
     """Write a value at once; `assign` copies on TensorFlow."""
     value = source.value if isinstance(source, keras.Variable) else source
     with tf.init_scope():

@@ -55,12 +55,18 @@ def concrete(variable: keras.Variable) -> npt.NDArray[Any]:
 
 
 def copy_value(
-    target: keras.Variable, source: keras.Variable | torch.Tensor
+    target: keras.Variable,
+    source: keras.Variable | torch.Tensor | npt.ArrayLike,
 ) -> None:
     """Write a copy into the buffer that the target owns."""
-    value = source.value if isinstance(source, keras.Variable) else source
+    value = source
+    if isinstance(source, keras.Variable):
+        value = source.value
+    elif not isinstance(source, torch.Tensor):
+        # By Keras: torch does not know NumPy's bfloat16.
+        value = keras.ops.convert_to_tensor(source, target.dtype)
     with torch.no_grad():
-        target.value.copy_(torch.as_tensor(value))
+        target.value.copy_(value)
 
 
 def dense(gradient: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.interpolation.between import Way, put
+from keras_dualopt.interpolation.between import Way, find_way, put
 from keras_dualopt.interpolation.metrics import (
     Rule,
     check_rule,
@@ -64,7 +64,7 @@ def review(
     """
     check_whole("steps", steps)
     # Here and not in the generator: an error belongs to the call.
-    return _walk(model, Way.of(model, source), steps)
+    return _walk(model, find_way(model, source), steps)
 
 
 def _walk(model: keras.Model, way: Way, steps: int) -> Iterator[float]:
