@@ -20,18 +20,9 @@ def rollback_strength(
 ) -> float:
     """Return the share of the way back to θ₀ per step: strongest at the input.
 
-    Formula (OLOR Eq. 8 and 9, with `relative` in the place of i/n):
-
-        ι₂ + (1 − relative)^γ (ι₁ − ι₂)
-
-    Args:
-        relative: Relative depth in [0, 1]; 0 is the layer nearest the input.
-        rollback: ι₁, the strength at the shallowest layer, in [0, 1].
-        rollback_min: ι₂, the strength at the deepest layer, in [0, ι₁].
-        power: γ > 0.
-
-    Returns:
-        A share in [0, 1], at the reference learning rate.
+    Formula: ι₂ + (1 − r)^γ (ι₁ − ι₂) (OLOR Eq. 8 and 9), with r = `relative`
+    in the place of i/n, ι₁ = `rollback`, ι₂ = `rollback_min`, γ = `power`; at
+    the reference learning rate.
 
     Example:
     >>> rollback_strength(0.5, 0.01, 0.0, 2.0)
@@ -47,14 +38,9 @@ def decay_strength(
 ) -> float:
     """Return the weight decay at a depth: strongest at the output.
 
-    Formula: w₂ + relative^γ (w₁ − w₂), in AdamW's units: it is multiplied by
-    the learning rate.
-
-    Args:
-        relative: Relative depth in [0, 1]; 1 is the deepest layer.
-        weight_decay: w₁, the decay at the deepest layer, ≥ w₂.
-        weight_decay_min: w₂, the decay at the shallowest layer, ≥ 0.
-        power: γ > 0.
+    Formula: w₂ + r^γ (w₁ − w₂), with r = `relative`, w₁ = `weight_decay`, w₂ =
+    `weight_decay_min`, γ = `power`, in AdamW's units: it is multiplied by the
+    learning rate.
 
     Example:
     >>> decay_strength(1.0, 0.05, 0.01, 1.0)
@@ -69,14 +55,9 @@ def reach_at(
 ) -> float:
     """Return R, how far from θ₀ a weight may go: least at the input.
 
-    Formula: 1/R = 1/`reach_max` + (1 − relative)^γ (1/`reach` − 1/`reach_max`),
-    which for small ρ is `rollback_strength` with ι = η/R.
-
-    Args:
-        relative: Relative depth in [0, 1]; 0 is the layer nearest the input.
-        reach: R at the shallowest layer, ≥ 0.
-        reach_max: R at the deepest layer, ≥ `reach`; may be infinite.
-        power: γ > 0.
+    Formula: 1/R = 1/R₂ + (1 − r)^γ (1/R₁ − 1/R₂), with r = `relative`, R₁ =
+    `reach`, R₂ = `reach_max` (may be infinite), γ = `power`; for small ρ that
+    is `rollback_strength` with ι = η/R.
 
     Example:
     >>> reach_at(0.0, 0.25, 1.0, 2.0), reach_at(1.0, 0.25, 1.0, 2.0)
@@ -274,9 +255,8 @@ _TINY = np.float32(np.finfo("float32").tiny)
 def way(ratio: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `pulled` needs to know of ρ, a scalar tensor in [0, 1].
 
-    Returns:
-        Whether the way ends nearer to θ_pre than to the anchor, and the factor
-        of (θ_pre − a) that leads back to its end from the nearer of the two.
+    That is whether the way ends nearer to θ_pre than to the anchor, and the
+    factor of (θ_pre − a) that leads back to its end from the nearer of the two.
     """
     near = ops.less(ratio, 0.5)
     return near, ops.where(near, ratio, ops.subtract(ratio, 1.0))
