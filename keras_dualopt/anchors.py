@@ -10,16 +10,16 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import engine
+from keras_dualopt.backend import Strategy, Tensor, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row, layers_of, look_new
+from keras_dualopt.sources import Array, check_finite
 
 _log = logging.getLogger("keras_dualopt")
 
@@ -48,7 +48,7 @@ class Anchors:
         add: Callable[[keras.Variable], keras.Variable],
         remove: Callable[[keras.Variable], None],
         flag: keras.Variable,
-        units: keras.Variable | None = None,
+        units: keras.Variable | None,
     ) -> None:
         self.rows = rows
         self.anchored = [row for row in rows if row.anchored]
@@ -56,17 +56,17 @@ class Anchors:
         self.units = units
         # θ₀ of weights without a row here, by their place in the model, on
         # the host: for the optimizer that trains them again.
-        self.carried: dict[str, Any] = {}
+        self.carried: dict[str, Array] = {}
         self._add = add
         self._remove = remove
         self._known_taken = False
         self._looked = False
         # Some weights as `fit` left them: (row, value, distance from θ₀).
-        self._left: list[tuple[Row, Any, float]] = []
-        self.dropped = False
-        self._make()
+        self._left: list[tuple[Row, Array, float]] = []
+        self.make()
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Make room for θ₀, the first time and after `drop`."""
         self.dropped = False
         for row in self.anchored:
             row.anchor = self._add(row.variable)
@@ -79,9 +79,7 @@ class Anchors:
     def set_state(self, state: int) -> None:
         """Say what the anchors hold."""
         self._known_taken = False
-        engine.copy_value(
-            self.flag, ops.convert_to_tensor(state, self.flag.dtype)
-        )
+        engine.copy_value(self.flag, state)
 
     def check(self, new_stage: bool) -> None:
         """Refuse what cannot be anchored at, before a step moves anything.
@@ -113,7 +111,9 @@ class Anchors:
             return
         values = [engine.concrete(row.variable) for row in self.anchored]
         if not any(value is None for value in values):
-            self._check_fits(values)
+            for row, value in zip(self.anchored, values, strict=True):
+                assert row.anchor is not None
+                check_exact(value, row.anchor.dtype, row)
             self._check_sizes(values)
             self._look_at(values, new_stage)
         elif any(
@@ -126,13 +126,7 @@ class Anchors:
                 "other processes. Pass `anchor_dtype=None`."
             )
 
-    def _check_fits(self, values: Sequence[Any]) -> None:
-        """Prove that the anchors' dtype holds the values exactly."""
-        for row, value in zip(self.anchored, values, strict=True):
-            assert row.anchor is not None
-            check_exact(value, row.anchor.dtype, row)
-
-    def _check_sizes(self, values: Sequence[Any]) -> None:
+    def _check_sizes(self, values: Sequence[Array]) -> None:
         """Refuse to measure a distance in weights that are all 0."""
         if self.units is not None and not any(np.any(v) for v in values):
             raise ValueError(
@@ -140,7 +134,7 @@ class Anchors:
                 "in every weight to be trained. Give `reach` as a distance."
             )
 
-    def capture(self, strategy: Any) -> None:
+    def capture(self, strategy: Strategy) -> None:
         """Take θ₀, before a step moves anything, if it is the first."""
         engine.capture(
             self.flag,
@@ -170,11 +164,11 @@ class Anchors:
             sizes = self._sizes([slot.value for slot in self.slots])
             engine.copy_value(self.units, sizes)
 
-    def _sizes(self, values: Sequence[Any]) -> Any:
+    def _sizes(self, values: Sequence[Tensor]) -> Tensor:
         """Return the rms of θ₀ by unit; where it is 0, its neighbours'."""
         assert self.units is not None
         count = self.units.shape[0]
-        squares: list[Any] = [0.0] * count
+        squares: list[Tensor] = [0.0] * count
         numbers = [0] * count
         depth = [0.0] * count
         for row in self.rows:
@@ -204,23 +198,25 @@ class Anchors:
         )
         return ops.where(there, sizes, around)
 
-    def move_to(self, values: Sequence[Any], carried: dict[str, Any]) -> None:
+    def move_to(
+        self, values: Sequence[Array | None], carried: dict[str, Array]
+    ) -> None:
         """Anchor at other values, one for each row; `None`: not anchored.
 
         Raises:
             ValueError: If the anchors' dtype does not hold them exactly;
                 nothing is changed then.
         """
-        for row, value in zip(self.rows, values, strict=True):
-            if row.anchor is not None:
-                check_exact(np.asarray(value), row.anchor.dtype, row)
-        self._check_sizes([value for value in values if value is not None])
-        for row, value in zip(self.rows, values, strict=True):
-            if row.anchor is not None:
-                engine.copy_value(
-                    row.anchor,
-                    ops.convert_to_tensor(value, row.anchor.dtype),
-                )
+        moved = [
+            (row, row.anchor, value)
+            for row, value in zip(self.rows, values, strict=True)
+            if row.anchor is not None and value is not None
+        ]
+        for row, anchor, value in moved:
+            check_exact(value, anchor.dtype, row)
+        self._check_sizes([value for _, _, value in moved])
+        for _, anchor, value in moved:
+            engine.copy_value(anchor, value)
         self.carried = carried
         self.measure()
         self.set_state(TAKEN)
@@ -238,21 +234,12 @@ class Anchors:
         self.dropped = True
         self.set_state(DROPPED)
 
-    def revive(self) -> None:
-        """Make room for θ₀ again after `drop`."""
-        if self.dropped:
-            self._make()
-
     # What looks wrong.
 
-    def _look_at(self, values: Sequence[Any], new_stage: bool) -> None:
+    def _look_at(self, values: Sequence[Array], new_stage: bool) -> None:
         """Say at the first step what is anchored; warn where it looks wrong."""
         for row, value in zip(self.anchored, values, strict=True):
-            if not np.isfinite(np.asarray(value, dtype="float32")).all():
-                raise ValueError(
-                    "The pretrained weights must be finite. Received: NaN or "
-                    f"infinity in {row.path!r}. Load the weights again."
-                )
+            check_finite(value, row.path, "Load the weights again.")
         if self._looked:
             return  # A step is traced more than once.
         self._looked = True
@@ -343,23 +330,23 @@ _WATCHED = 16
 # Values by which a new optimizer tells tuned weights from pretrained ones: by
 # the variable's id, the variable, a digest, and whether it is of a value that a
 # DualOpt has moved the weight to, or of the one that it has moved it from.
-_noted: dict[int, tuple[Any, int, bool]] = {}
+_noted: dict[int, tuple[weakref.ref[keras.Variable], int, bool]] = {}
 
 
-def _note(row: Row, value: Any, moved: bool) -> None:
+def _note(row: Row, value: Array, moved: bool) -> None:
     key = id(row.variable)
     gone = weakref.ref(row.variable, lambda _: _noted.pop(key, None))
     _noted[key] = gone, _digest(value), moved
 
 
-def _was_moved(row: Row, value: Any) -> bool:
+def _was_moved(row: Row, value: Array) -> bool:
     if id(row.variable) not in _noted:
         return False
     variable, digest, moved = _noted[id(row.variable)]
     return variable() is row.variable and (_digest(value) == digest) == moved
 
 
-def _digest(value: Any) -> int:
+def _digest(value: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(value).tobytes())
 
 
@@ -368,7 +355,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_exact(value: Any, dtype: str, row: Row) -> None:
+def check_exact(value: Array, dtype: str, row: Row) -> None:
     """Refuse to hold θ₀ in a dtype that would round it.
 
     Raises:

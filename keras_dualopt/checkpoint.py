@@ -8,12 +8,11 @@ which weight it belongs to, by the weight's place in the model's structure, and
 has a checksum: HDF5 would hand out a damaged θ₀ without a word.
 """
 
-import dataclasses
 import json
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -21,6 +20,10 @@ import numpy as np
 from keras_dualopt.anchors import TAKEN, check_exact
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row
+from keras_dualopt.sources import Array, numpy_value
+
+# What Keras hands to `save_own_variables`: an entry of its own, or a dict.
+Store: TypeAlias = MutableMapping[str, Array]
 
 _MANIFEST = "dualopt"
 _FLAG = "anchors_taken"
@@ -30,8 +33,25 @@ _FORMAT = 2
 _CHECKSUM_BYTES = 4
 
 
-@dataclasses.dataclass
-class Table:
+class State(NamedTuple):
+    """A state that was read: what its arrays are, and the arrays."""
+
+    manifest: dict[str, Any]
+    arrays: dict[str, Array]
+
+    @property
+    def flag(self) -> int:
+        """What the anchors hold."""
+        return int(self.arrays[_FLAG])
+
+    @property
+    def carried(self) -> dict[str, Array]:
+        """θ₀ of weights that were not trained, by their keys."""
+        keys = self.manifest.get("carried", ())
+        return {k: self.arrays[f"carried.{n}"] for n, k in enumerate(keys)}
+
+
+class Table(NamedTuple):
     """An optimizer's variables by what they are.
 
     Args:
@@ -49,8 +69,8 @@ class Table:
 def table(
     rows: Sequence[Row],
     variables: Sequence[keras.Variable],
-    holders: Sequence[Any],
-    scalars: Mapping[str, Any],
+    holders: Sequence[keras.optimizers.Optimizer],
+    scalars: Mapping[str, object],
 ) -> Table:
     """Return every optimizer variable by what it is.
 
@@ -62,8 +82,9 @@ def table(
             learning rate schedule) are passed over.
     """
     slots: dict[str, list[keras.Variable | None]] = {}
+    own = {id(variable) for variable in variables}
     for holder in holders:
-        slots.update(_slots_of(holder, len(rows), variables))
+        slots.update(_slots_of(holder, len(rows), own))
     slots["anchors"] = [row.anchor for row in rows]
     named = {
         name: value
@@ -78,14 +99,13 @@ def table(
 
 
 def _slots_of(
-    holder: Any, count: int, members: Iterable[keras.Variable]
+    holder: keras.optimizers.Optimizer, count: int, own: set[int]
 ) -> dict[str, list[keras.Variable | None]]:
     """Return the attributes of an optimizer that hold one variable a weight.
 
     Keras' optimizers keep `self._momentums[i]` for weight i; the attribute's
     name is the same on every backend, which a variable's name is not.
     """
-    own = {id(variable) for variable in members}
     slots = {}
     for name, value in vars(holder).items():
         if not isinstance(value, list | tuple) or len(value) != count:
@@ -99,23 +119,31 @@ def _slots_of(
 
 
 def match(
-    table: Table, state: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[tuple[keras.Variable, Any]]:
+    table: Table, state: State, settings: Mapping[str, Any]
+) -> list[tuple[keras.Variable, Array]]:
     """Return which array goes into which variable, having checked all.
 
     Raises:
         ValueError: Naming the first thing that does not fit. Nothing has been
             written then.
     """
-    manifest, arrays = state["manifest"], state["arrays"]
-    _match_settings(settings, manifest["settings"])
+    manifest, arrays = state
+    saved_settings = manifest["settings"]
+    for name in ("mode", "base"):
+        if settings[name] != saved_settings.get(name):
+            raise _misfit(
+                f"It must be that of a DualOpt with {name}="
+                f"{settings[name]!r}. Received: one with {name}="
+                f"{saved_settings.get(name)!r}. Compile with the same {name} "
+                "before loading, or load the weights alone."
+            )
     order = _match_owners(table.rows, manifest["owners"])
     # Sizes of layers are numbered by depth, which may be another here.
     same_units = all(
         manifest["owners"][place].get("unit") == row.unit
         for place, row in zip(order, table.rows, strict=True)
     )
-    pairs: list[tuple[keras.Variable, Any]] = []
+    pairs: list[tuple[keras.Variable, Array]] = []
     for name, variable in table.scalars.items():
         if name == "learning_rate" and name not in arrays:
             continue  # The file's rate was a schedule, this one is a number.
@@ -127,7 +155,7 @@ def match(
                 "another base."
             )
         pairs.append((variable, _fitting(name, variable, arrays[name])))
-    without_anchors = flag_of(state) != TAKEN
+    without_anchors = state.flag != TAKEN
     for name, column in table.slots.items():
         if name == "anchors" and without_anchors:
             continue
@@ -162,19 +190,6 @@ def match(
 
 def _misfit(text: str) -> ValueError:
     return ValueError(f"The state in the file does not fit. {text}")
-
-
-def _match_settings(
-    settings: Mapping[str, Any], saved: Mapping[str, Any]
-) -> None:
-    for name in ("mode", "base"):
-        if settings[name] != saved.get(name):
-            raise _misfit(
-                f"It must be that of a DualOpt with {name}="
-                f"{settings[name]!r}. Received: one with {name}="
-                f"{saved.get(name)!r}. Compile with the same {name} before "
-                "loading, or load the weights alone."
-            )
 
 
 def _match_owners(
@@ -212,7 +227,7 @@ def _match_owners(
     return [position[row.key] for row in rows]
 
 
-def _fitting(name: str, variable: keras.Variable, array: Any) -> Any:
+def _fitting(name: str, variable: keras.Variable, array: Array) -> Array:
     if tuple(array.shape) != tuple(variable.shape):
         raise _misfit(
             f"The {name} must have shape {tuple(variable.shape)}. Received: "
@@ -223,10 +238,10 @@ def _fitting(name: str, variable: keras.Variable, array: Any) -> Any:
 
 def write(
     table: Table,
-    store: Any,
+    store: Store,
     flag: int,
     settings: Mapping[str, Any],
-    carried: Mapping[str, Any],
+    carried: Mapping[str, Array],
 ) -> None:
     """Write the state into a mapping of arrays (Keras' store or a dict).
 
@@ -236,18 +251,13 @@ def write(
     if flag != TAKEN:
         slots.pop("anchors", None)
         carried = {}
-    entries: dict[str, Any] = dict(table.scalars)
+    entries: dict[str, keras.Variable | Array] = dict(table.scalars)
     for name, column in slots.items():
         for index, slot in enumerate(column):
             if slot is not None:
                 entries[f"{name}.{index}"] = slot
     for index, value in enumerate(carried.values()):
         entries[f"carried.{index}"] = value
-    checksums = {}
-    for key, entry in entries.items():
-        array = _array(entry)
-        checksums[key] = _checksum(array)
-        store[key] = array
     manifest = {
         "format": _FORMAT,
         "settings": dict(settings),
@@ -260,47 +270,41 @@ def write(
             }
             for row in table.rows
         ],
-        "scalars": list(table.scalars),
         "slots": {
             name: [index for index, v in enumerate(column) if v is not None]
             for name, column in slots.items()
         },
-        "checksums": checksums,
     }
     if carried:
         manifest["carried"] = list(carried)
-    _write_manifest(manifest, store)
+    _put(manifest, entries, store)
 
 
-def rewrite(
-    state: Mapping[str, Any], store: Any, learning_rate: float | None = None
-) -> None:
+def rewrite(state: State, store: Store, learning_rate: float | None) -> None:
     """Write a state that was read, with a rate that was assigned since."""
-    manifest, arrays = state["manifest"], dict(state["arrays"])
+    arrays = dict(state.arrays)
     if learning_rate is not None and "learning_rate" in arrays:
         rate = np.full_like(arrays["learning_rate"], learning_rate)
         arrays["learning_rate"] = rate
-        checksums = {**manifest["checksums"], "learning_rate": _checksum(rate)}
-        manifest = {**manifest, "checksums": checksums}
-    for key, array in arrays.items():
+    _put(state.manifest, arrays, store)
+
+
+def _put(
+    manifest: Mapping[str, Any],
+    entries: Mapping[str, keras.Variable | Array],
+    store: Store,
+) -> None:
+    checksums = {}
+    for key, entry in entries.items():
+        array = numpy_value(entry)
+        checksums[key] = _checksum(array)
         store[key] = array
-    _write_manifest(manifest, store)
-
-
-def _write_manifest(manifest: Mapping[str, Any], store: Any) -> None:
-    text = json.dumps(manifest).encode()
+    text = json.dumps({**manifest, "checksums": checksums}).encode()
     text += zlib.crc32(text).to_bytes(_CHECKSUM_BYTES, "big")
     store[_MANIFEST] = np.frombuffer(text, dtype="uint8")
 
 
-def _array(entry: Any) -> Any:
-    if isinstance(entry, np.ndarray):
-        return entry
-    # A copy: on torch and TensorFlow the array may share the live buffer.
-    return np.array(keras.ops.convert_to_numpy(entry.value))
-
-
-def read(store: Any) -> dict[str, Any] | None:
+def read(store: Store) -> State | None:
     """Read a state into memory; `None` if another optimizer wrote it.
 
     Raises:
@@ -332,7 +336,7 @@ def read(store: Any) -> dict[str, Any] | None:
             raise _damaged(
                 f"The checksum of {key!r} is not the one it was written with."
             )
-    return {"manifest": manifest, "arrays": arrays}
+    return State(manifest, arrays)
 
 
 def _manifest(data: bytes) -> dict[str, Any]:
@@ -354,27 +358,13 @@ def _damaged(text: str) -> ValueError:
     )
 
 
-def _checksum(array: Any) -> int:
+def _checksum(array: Array) -> int:
     # What the bytes mean as well: in HDF5 one bit turns their order around.
     meaning = f"{array.dtype.str} {array.dtype.name} {array.shape}"
     return zlib.crc32(
         np.ascontiguousarray(array).reshape(-1).view("uint8").data,
         zlib.crc32(meaning.encode()),
     )
-
-
-def flag_of(state: Mapping[str, Any]) -> int:
-    """Return what the anchors of a state hold."""
-    return int(state["arrays"][_FLAG])
-
-
-def carried_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return θ₀ of weights that were not trained, by their keys."""
-    keys = state["manifest"].get("carried", ())
-    return {
-        key: state["arrays"][f"carried.{index}"]
-        for index, key in enumerate(keys)
-    }
 
 
 def warn_foreign(count: int, trained: bool) -> None:

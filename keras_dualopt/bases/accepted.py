@@ -279,10 +279,8 @@ def step_bound(base: keras.optimizers.Optimizer) -> float:
     kind = _keras_kind(base)
     if kind in ("Adam", "AdamW", "Nadam"):
         return _adam_bound(base, kind)
-    if kind == "Lion":
-        return 1.0
-    if kind == "Adagrad":
-        return 1.0  # |g| ≤ √Σg², its own square among them.
+    if kind in ("Lion", "Adagrad"):
+        return 1.0  # Adagrad's |g| ≤ √Σg², its own square among them.
     if kind == "Adamax":
         ratio = base.beta_1 / base.beta_2
         if ratio >= 1.0:

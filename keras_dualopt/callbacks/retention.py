@@ -88,13 +88,15 @@ class Retention(keras.callbacks.Callback):
             return None
         return int(np.argmax([logs[SCORE] for logs in self.epochs]))
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: object = None) -> None:
         """Evaluate the old task before anything is forgotten."""
         self._check_shared()
         self.epochs = []
         self.before = self._kept()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, float] | None = None
+    ) -> None:
         """Evaluate the old task, and judge the epoch."""
         found = {**(logs or {}), **self._kept()}
         if self.rule is not None:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.interpolation.between import Source, Way, put
+from keras_dualopt.interpolation.between import Way, find_way, put
 from keras_dualopt.interpolation.metrics import (
     Rule,
     check_rule,
@@ -17,6 +17,8 @@ from keras_dualopt.interpolation.metrics import (
     named_data,
     score,
 )
+from keras_dualopt.settings import check_whole
+from keras_dualopt.sources import Source
 from keras_dualopt.wrapping import settle
 
 
@@ -60,12 +62,9 @@ def review(
     >>> [alpha for alpha in review(model, steps=4)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(
-            f"`steps` must be a whole number ≥ 1. Received: {steps!r}."
-        )
+    check_whole("steps", steps)
     # Here and not in the generator: an error belongs to the call.
-    return _walk(model, Way.of(model, source), steps)
+    return _walk(model, find_way(model, source), steps)
 
 
 def _walk(model: keras.Model, way: Way, steps: int) -> Iterator[float]:

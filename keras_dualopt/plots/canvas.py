@@ -46,10 +46,3 @@ def as_percent(axis: Any) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0))
-
-
-def whole_numbers() -> Any:
-    """Return marks for an axis of things that are counted."""
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(integer=True)

@@ -12,7 +12,6 @@ from keras_dualopt.plots.canvas import (
     MARKS,
     finish,
     new_figure,
-    whole_numbers,
 )
 
 
@@ -35,6 +34,8 @@ def draw_trade_off(
         path: Where to save the picture. Default: nowhere.
     """
     figure, axes = new_figure(6.4, 4.4)
+    from matplotlib.ticker import MaxNLocator
+
     axes.axhline(
         before, color="0.4", linestyle="--", label="old task before training"
     )
@@ -79,7 +80,7 @@ def draw_trade_off(
         ax=axes,
         label="epoch",
         pad=0.01,
-        ticks=whole_numbers(),
+        ticks=MaxNLocator(integer=True),
     )
     axes.set_xlabel(f"new task: {labels[0]}")
     axes.set_ylabel(f"old task: {labels[1]}")
