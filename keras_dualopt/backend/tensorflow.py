@@ -6,7 +6,7 @@ copy of the variable on every replica.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,10 +19,21 @@ from keras_dualopt.backend.defaults import starting_model as starting_model
 from keras_dualopt.backend.defaults import uncompiled as uncompiled
 
 
-def eager() -> AbstractContextManager[Any]:
-    """Leave the graph that `fit` is tracing when it builds the optimizer."""
-    scope: AbstractContextManager[Any] = tf.init_scope()
-    return scope
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Leave the graph that `fit` is tracing when it builds the optimizer.
+
+    The variables are none of its own: a `tf.function` that has made some is
+    traced twice, and if it then fails in its first trace, it does nothing when
+    it is called again, without a word.
+    """
+    with tf.init_scope(), tf.variable_creator_scope(_not_lifted):
+        yield
+
+
+def _not_lifted(next_creator: Any, **arguments: Any) -> Any:
+    arguments["experimental_enable_variable_lifting"] = False
+    return next_creator(**arguments)
 
 
 def replicated(strategy: Any) -> AbstractContextManager[Any]:
