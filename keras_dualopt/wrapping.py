@@ -34,8 +34,9 @@ Elsewhere: `Variable._layout` (bases/paper_rule), what concerns one backend
 """
 
 import abc
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -163,7 +164,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """
         if self.built:
             return
-        with engine.eager():
+        with self._retraced_if_refused(), engine.eager():
             base = self._holder.base
             if base.built:
                 raise ValueError(
@@ -222,14 +223,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         trainable_variables: Sequence[keras.Variable] | None = None,
     ) -> None:
         """Move and pull the weights (Keras' `Optimizer.apply`)."""
-        try:
+        with self._retraced_if_refused():
             super().apply(grads, trainable_variables)
-        except Exception:
-            # A `tf.function` that has made variables and then failed in its
-            # first trace does nothing when it is called again, silently.
-            self.note_trainer()
-            self.retrace()
-            raise
 
     def _backend_update_step(
         self,
@@ -304,6 +299,20 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             for average in self._model_variables_moving_average:
                 if average is not None:
                     engine.copy_value(average, average)
+
+    @contextlib.contextmanager
+    def _retraced_if_refused(self) -> Iterator[None]:
+        """Let TensorFlow trace a step anew that has failed in its trace.
+
+        Where a `LossScaleOptimizer` had made its variables in it, the step
+        would do nothing when it is called again, without a word.
+        """
+        try:
+            yield
+        except Exception:
+            self.note_trainer()
+            self.retrace()
+            raise
 
     # Which weights these are.
 

@@ -111,6 +111,18 @@ def test_a_reference_that_was_given_stays():
     networks.assert_close(model, wanted[-1])
 
 
+def test_a_rate_assigned_to_the_variable_itself_is_obeyed_and_no_reference():
+    """Past the setter: not noticed, so that the pull goes with the rate."""
+    rates = [NEW, 1.9 * NEW]
+    model = networks.compiled(make(), PRETRAINED)
+    for step, rate in enumerate(rates):
+        model.optimizer.learning_rate.assign(rate)
+        networks.fit(model, 1, start=step)
+    assert model.optimizer.reference_learning_rate == networks.RATE
+    wanted = networks.expected(2, PRETRAINED, rate=lambda step: rates[step])
+    networks.assert_close(model, wanted[-1])
+
+
 def test_a_warm_up_by_callback_leaves_the_reference():
     rates = [networks.RATE * (step + 1) / STEPS for step in range(STEPS)]
     model = networks.compiled(make(), PRETRAINED)

@@ -193,10 +193,14 @@ def test_a_step_refused_in_the_middle_of_fit_keeps_weights_that_were_set():
     networks.assert_same(networks.arrays(model.weights), values(seed=8))
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_refused_build_keeps_every_weight(step):
+def test_a_refused_build_keeps_every_weight(step, wrapped):
     model = alike()
-    compile(model, make(exclude=["nothing"]))
+    optimizer = make(exclude=["nothing"])
+    if wrapped:  # It makes variables of its own before it builds ours.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    compile(model, optimizer)
     before = networks.arrays(model.weights)
     # A step that TensorFlow could not trace must not pass for one that is.
     for words in ("exclude", "refused|exclude", "refused|exclude"):
@@ -220,6 +224,37 @@ def test_a_refused_file_keeps_every_weight(step, tmp_path):
         with pytest.raises(ValueError, match=words):
             STEPS[step](other)
         networks.assert_same(networks.arrays(other.weights), saved)
+
+
+def test_a_refused_build_is_refused_again_in_a_loop_of_ones_own():
+    other = alike()
+    step = own_step(other, make(base="sgd"))
+    step()
+    store = {}
+    step.optimizer.save_own_variables(store)
+    model = alike()
+    step = own_step(model, make())
+    step.optimizer.load_own_variables(store)
+    for words in ("base", "were refused", "were refused"):
+        with pytest.raises(ValueError, match=words):
+            step()
+    networks.assert_same(networks.arrays(model.weights), values())
+
+
+def own_step(model, optimizer):
+    optimizer.bind(model)
+    variables = model.trainable_variables
+
+    def step():
+        gradients = [keras.ops.ones(one.shape) for one in variables]
+        optimizer.apply(gradients, variables)
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        step = tf.function(step)
+    step.optimizer = optimizer
+    return step
 
 
 def test_every_step_is_taken_where_a_layer_was_frozen_and_is_free_again():

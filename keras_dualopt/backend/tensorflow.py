@@ -6,7 +6,7 @@ copy of the variable on every replica.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,10 +17,21 @@ import tensorflow as tf
 from keras_dualopt.backend.defaults import Pull, Strategy, Tensor
 
 
-def eager() -> AbstractContextManager[object]:
-    """Leave the graph that `fit` is tracing when it builds the optimizer."""
-    scope: AbstractContextManager[object] = tf.init_scope()
-    return scope
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Leave the graph that `fit` is tracing when it builds the optimizer.
+
+    The variables are none of its own: a `tf.function` that has made some is
+    traced twice, and if it then fails in its first trace, it does nothing when
+    it is called again, without a word.
+    """
+    with tf.init_scope(), tf.variable_creator_scope(_not_lifted):
+        yield
+
+
+def _not_lifted(next_creator: Any, **arguments: Any) -> Any:
+    arguments["experimental_enable_variable_lifting"] = False
+    return next_creator(**arguments)
 
 
 def replicated(strategy: Strategy) -> AbstractContextManager[object]:
