@@ -193,14 +193,17 @@ def model_of(plan, whole):
     for layer in dense.values():
         layer.build((None, 4))
 
+    def has_branches(node):
+        inline = [p for p in node[1] if p[0] != "layer" and id(p) not in made]
+        return any(p[0] == "branch" or has_branches(p) for p in inline)
+
     def hold(node):
         if node[0] == "layer":
             return
         for part in node[1]:
             hold(part)
         holder = HOLDERS[node[2]]
-        branches = any(part[0] == "branch" for part in node[1])
-        if node[2] == "sequential" and branches:
+        if node[2] == "sequential" and has_branches(node):
             # One that is inline is more than a layer.
             holder = functional
         if holder is not None:
