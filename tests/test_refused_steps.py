@@ -51,11 +51,6 @@ def make(**arguments):
     )
 
 
-def compile(model, optimizer, **arguments):
-    arguments.setdefault("jit_compile", BACKEND == "jax")
-    model.compile(optimizer, "mse", **arguments)
-
-
 def fit(model, **arguments):
     arguments = {"epochs": 1, "verbose": 0, **arguments}
     model.fit(X, Y, batch_size=8, shuffle=False, **arguments)
@@ -73,7 +68,7 @@ EAGER = {"run_eagerly": True, "jit_compile": False}
 def trained(*frozen, step=fit, optimizer=None, **arguments):
     model = alike()
     freeze(model, *frozen)
-    compile(model, optimizer or make(), **arguments)
+    networks.compile(model, optimizer or make(), **arguments)
     step(model)
     return model
 
@@ -134,7 +129,7 @@ def test_the_way_out_of_a_refused_step_keeps_the_anchors(change):
     alter(model)
     assert_refused(model, fit)
     before = networks.arrays(model.get_layer("c").weights)
-    compile(model, make().anchor_at(model.optimizer))
+    networks.compile(model, make().anchor_at(model.optimizer))
     fit(model)
     own = [id(variable) for variable in model.trainable_variables]
     anchors = networks.anchors(model.optimizer)
@@ -159,7 +154,7 @@ def test_a_compiled_step_that_goes_on_as_before_says_so_at_the_end(change):
     with pytest.warns(UserWarning, match="compile") as caught:
         fit(model, epochs=2)
     assert len(networks.told(caught)) == 1
-    compile(model, make().anchor_at(model.optimizer))
+    networks.compile(model, make().anchor_at(model.optimizer))
     fit(model)
 
 
@@ -200,7 +195,7 @@ def test_a_refused_build_keeps_every_weight(step, wrapped):
     optimizer = make(exclude=["nothing"])
     if wrapped:  # It makes variables of its own before it builds ours.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    compile(model, optimizer)
+    networks.compile(model, optimizer)
     before = networks.arrays(model.weights)
     # A step that TensorFlow could not trace must not pass for one that is.
     for words in ("exclude", "refused|exclude", "refused|exclude"):
@@ -213,12 +208,12 @@ def test_a_refused_build_keeps_every_weight(step, wrapped):
 def test_a_refused_file_keeps_every_weight(step, tmp_path):
     path = tmp_path / "sgd.weights.h5"
     model = alike()
-    compile(model, make(base="sgd"))
+    networks.compile(model, make(base="sgd"))
     fit(model)
     model.save_weights(path)
     saved = networks.arrays(model.weights)
     other = alike()
-    compile(other, make())
+    networks.compile(other, make())
     other.load_weights(path)
     for words in ("base", "were refused", "were refused"):
         with pytest.raises(ValueError, match=words):

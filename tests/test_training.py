@@ -20,9 +20,7 @@ MODES = {"finetune": networks.FINETUNE, "scratch": networks.SCRATCH}
 
 
 def fitted(optimizer, **arguments):
-    model = networks.compiled(optimizer, networks.weights(), **arguments)
-    networks.fit(model, STEPS)
-    return model
+    return networks.trained(optimizer, STEPS, **arguments)
 
 
 def fit_in_parts(optimizer):
@@ -204,9 +202,7 @@ def wrapped_in_fit(base):
 
 
 def wrapped_optimizer(base):
-    return DualOpt(
-        networks.RATE, base=BASES[base](networks.RATE), **networks.FINETUNE
-    )
+    return networks.dual_opt(base=BASES[base](networks.RATE))
 
 
 @pytest.mark.parametrize(("base", "way"), WRAPPED)
@@ -250,7 +246,7 @@ def test_sparse_gradients_of_an_embedding_are_those_of_a_dense_one(rule):
     )
     model.set_weights([table])
     optimizer = DualOpt(0.1, base=rule, rollback=0.3, depth={".*": 0.0})
-    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, optimizer)
     rows = np.array([[0, 1], [1, 4]], dtype="int32")
     goal = np.zeros((2, 2, 3), dtype="float32")
 

@@ -16,12 +16,11 @@ import keras
 import networks
 import numpy as np
 import pytest
-from cases import BACKEND
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_properties import thorough
 
-from keras_dualopt import DualOpt, restore_optimizer
+from keras_dualopt import restore_optimizer
 
 WIDTH = 3
 GROUP = "optimizer/vars"
@@ -31,11 +30,7 @@ def trained(seed, widths=(WIDTH, WIDTH, 2)):
     model = keras.Sequential(
         [keras.Input((WIDTH,)), *map(keras.layers.Dense, widths)]
     )
-    model.compile(
-        DualOpt(networks.RATE, **networks.FINETUNE),
-        "mse",
-        jit_compile=BACKEND == "jax",
-    )
+    networks.compile(model, networks.dual_opt())
     random = np.random.default_rng(seed)
     for _ in range(seed):
         x, y = random.normal(size=(2, 8, WIDTH)).astype("float32")
