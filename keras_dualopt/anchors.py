@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import Strategy, Tensor, engine
+from keras_dualopt.backend import Array, Strategy, Tensor, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row, layers_of, look_new
-from keras_dualopt.sources import Array, check_finite
+from keras_dualopt.sources import check_finite
 
 _log = logging.getLogger("keras_dualopt")
 

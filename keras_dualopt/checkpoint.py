@@ -18,9 +18,10 @@ import keras
 import numpy as np
 
 from keras_dualopt.anchors import TAKEN, check_exact
+from keras_dualopt.backend import Array
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row
-from keras_dualopt.sources import Array, numpy_value
+from keras_dualopt.sources import numpy_value
 
 # What Keras hands to `save_own_variables`: an entry of its own, or a dict.
 Store: TypeAlias = MutableMapping[str, Array]

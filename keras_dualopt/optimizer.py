@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import keras
-import numpy.typing as npt
 
 from keras_dualopt import checkpoint, sources, wrapping
 from keras_dualopt.anchors import DROPPED, NOT_TAKEN, TAKEN, Anchors
-from keras_dualopt.backend import Tensor, engine
+from keras_dualopt.backend import Array, Tensor, engine
 from keras_dualopt.bases import LearningRate, PaperRule, accepted
 from keras_dualopt.caller import argument, stacklevel
 from keras_dualopt.depth import (
@@ -624,7 +623,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         return self._stage_is_meant or self._has_stepped()
 
     @property
-    def carried(self) -> dict[str, npt.NDArray[Any]]:
+    def carried(self) -> dict[str, Array]:
         """θ₀ of weights that are not trained now, by place, on the host."""
         if self._parts is None:
             return {}

@@ -5,17 +5,16 @@ All values have been read and checked before anything is written.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
+from keras_dualopt.backend import Array
 from keras_dualopt.depth import place_keys
 from keras_dualopt.depth.keras_hooks import nested_models
 from keras_dualopt.plan import Row
 
-Array: TypeAlias = npt.NDArray[Any]
 # A model, the path of a weights file, or an optimizer with anchors; `None`:
 # what is at hand.
 Source: TypeAlias = (

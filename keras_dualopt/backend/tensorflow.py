@@ -14,7 +14,7 @@ import keras
 import numpy.typing as npt
 import tensorflow as tf
 
-from keras_dualopt.backend.defaults import Pull, Strategy, Tensor
+from keras_dualopt.backend.defaults import Array, Pull, Strategy, Tensor
 
 
 def eager() -> AbstractContextManager[object]:
@@ -67,12 +67,12 @@ def check_engine(
         )
 
 
-def concrete(variable: keras.Variable) -> npt.NDArray[Any] | None:
+def concrete(variable: keras.Variable) -> Array | None:
     """Return a variable's value on the host, also while a step is traced."""
     with tf.init_scope():
         if not tf.executing_eagerly():
             return None
-        value: npt.NDArray[Any] = variable.value.numpy()
+        value: Array = variable.value.numpy()
         return value
 
 

@@ -1,14 +1,13 @@
 """PyTorch: everything runs eagerly, in place, on live buffers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy.typing as npt
 import torch
 
 from keras_dualopt.backend import torch_fused
-from keras_dualopt.backend.defaults import Pull, Strategy
+from keras_dualopt.backend.defaults import Array, Pull, Strategy
 from keras_dualopt.backend.torch_fused import step as batched_step  # noqa: F401
 
 
@@ -46,11 +45,11 @@ def check_engine(
             )
 
 
-def concrete(variable: keras.Variable) -> npt.NDArray[Any]:
+def concrete(variable: keras.Variable) -> Array:
     """Return a variable's value on the host."""
     value = variable.value.detach().cpu()
     narrow = value.dtype in (torch.bfloat16, torch.float16)
-    array: npt.NDArray[Any] = (value.float() if narrow else value).numpy()
+    array: Array = (value.float() if narrow else value).numpy()
     return array
 
 

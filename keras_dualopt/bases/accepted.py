@@ -50,7 +50,7 @@ _OWNED_BY_DUALOPT = {
 _DECAYS = ("weight_decay", "adam_weight_decay")
 
 
-def make_base(base: Any, mode: str) -> keras.optimizers.Optimizer:
+def make_base(base: object, mode: str) -> keras.optimizers.Optimizer:
     """Return the base optimizer that `DualOpt(base=...)` asks for.
 
     Raises:
@@ -167,9 +167,11 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     return config
 
 
-def base_from_config(config: Any, custom_objects: Any = None) -> Any:
+def base_from_config(
+    config: str | Mapping[str, Any], custom_objects: Mapping[str, type] | None
+) -> str | keras.optimizers.Optimizer:
     """Return what `base_to_config` was made from."""
-    if not isinstance(config, dict):
+    if isinstance(config, str):
         return config
     config = dict(config)
     pattern = config.pop("exclude_from_weight_decay", None)
@@ -184,7 +186,7 @@ def base_from_config(config: Any, custom_objects: Any = None) -> Any:
 
 
 def check_owner(
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     base: type[keras.optimizers.Optimizer],
     own: Sequence[str],
 ) -> None:

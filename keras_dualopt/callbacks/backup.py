@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -234,12 +233,12 @@ class AtomicBackup(keras.callbacks.Callback):
         self._written = epoch
 
 
-def _iterations(optimizer: Any) -> int:
+def _iterations(optimizer: keras.optimizers.Optimizer) -> int:
     # `int` refuses a variable that MirroredStrategy has on every device.
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
-def _rate(optimizer: Any) -> float | None:
+def _rate(optimizer: keras.optimizers.Optimizer) -> float | None:
     """Return a learning rate that is a number; `None`: a schedule."""
     rate = getattr(optimizer, "learning_rate", None)
     if not isinstance(rate, keras.Variable):
@@ -247,7 +246,7 @@ def _rate(optimizer: Any) -> float | None:
     return float(keras.ops.convert_to_numpy(rate))
 
 
-def _name(optimizer: Any) -> str:
+def _name(optimizer: keras.optimizers.Optimizer) -> str:
     name = type(optimizer).__name__
     inner = getattr(optimizer, "inner_optimizer", None)
     return name if inner is None else f"{name}({_name(inner)})"

@@ -7,11 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import Tensor
+from keras_dualopt.backend import Array, Tensor
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import layers_of
 from keras_dualopt.pull import Level
-from keras_dualopt.sources import Array
 
 LOG_KEYS = (
     "drift",

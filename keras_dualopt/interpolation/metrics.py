@@ -45,7 +45,7 @@ def evaluate(
     return results
 
 
-def check_rule(rule: Any) -> None:
+def check_rule(rule: object) -> None:
     """Refuse what cannot weigh metrics.
 
     Raises:

@@ -1,8 +1,9 @@
 """How strongly each depth is pulled."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 
 from keras_dualopt.optimizer import DualOpt
@@ -11,10 +12,14 @@ from keras_dualopt.plots.canvas import COLOURS, MARKS, finish, new_figure
 from keras_dualopt.settings import Settings
 from keras_dualopt.wrapping import unwrapped
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def plot_strength(
-    *optimizers: Any, path: str | os.PathLike[str] | None = None
-) -> Any:
+    *optimizers: keras.optimizers.Optimizer,
+    path: str | os.PathLike[str] | None = None,
+) -> "Figure":
     """Draw how strongly each depth is pulled, before any training.
 
     Shows what `rollback`, `rollback_min` and `power` do (fine-tune mode), or
@@ -78,7 +83,7 @@ _UNITS = {
 }
 
 
-def _checked(optimizer: Any) -> DualOpt:
+def _checked(optimizer: object) -> DualOpt:
     found = unwrapped(optimizer)
     if not isinstance(found, DualOpt):
         raise TypeError(
