@@ -75,12 +75,8 @@ def table(
 ) -> Table:
     """Return every optimizer variable by what it is.
 
-    Args:
-        rows: The trained weights.
-        variables: The optimizer's variables, all of them.
-        holders: The objects whose attributes hold lists of them.
-        scalars: Known single variables; entries that are not variables (a
-            learning rate schedule) are passed over.
+    `holders` have attributes with lists of `variables`; of `scalars`, what is
+    no variable (a learning rate schedule) is passed over.
     """
     slots: dict[str, list[keras.Variable | None]] = {}
     own = {id(variable) for variable in variables}

@@ -527,12 +527,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     # The step: θ₀, the base's step, the pull.
 
     def check_start(self) -> None:
-        """Refuse to train, before a step moves anything.
-
-        Raises:
-            ValueError: If the anchors were dropped, do not hold θ₀ exactly, or
-                what was given before `build` was refused.
-        """
+        """Refuse to train, before a step moves anything."""
         if self._pending.state is not None or self._pending.has_source:
             raise ValueError(
                 "The state or the anchors given before the optimizer was built "

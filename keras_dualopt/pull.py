@@ -131,9 +131,7 @@ class Pull:
     def ratio(self, amount: Tensor, rate: Tensor) -> Tensor:
         """Return ρ in [0, 1]; 0 at a learning rate of 0 or below.
 
-        Args:
-            amount: `Level.amount`; of a relative R, times its unit.
-            rate: The learning rate at this depth, a float32 tensor.
+        Of a relative R, the amount is times its unit.
         """
         rate = ops.maximum(rate, 0.0)
         if not self.reach:

@@ -56,13 +56,7 @@ REACH_MAX = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The validated arguments; one that does not apply is `None`.
-
-    Raises:
-        ValueError: If a value is out of its range, belongs to the other mode
-            or excludes another one.
-        TypeError: If a value is of a kind that no argument takes.
-    """
+    """The validated arguments; one that does not apply is `None`."""
 
     mode: Mode = "finetune"
     rollback: float | None = None
@@ -352,11 +346,7 @@ _WAY_OUT = (
 
 
 def check_learning_rate(value: object) -> LearningRate | None:
-    """Return a learning rate that an optimizer takes; a whole number as float.
-
-    Raises:
-        TypeError: If it is neither a number, a schedule nor a callable.
-    """
+    """Return a learning rate that Keras takes; a whole number as float."""
     if isinstance(value, keras.optimizers.Optimizer):
         raise TypeError(
             "`learning_rate` must be a float, a schedule or a callable. "
@@ -377,11 +367,7 @@ def check_learning_rate(value: object) -> LearningRate | None:
 def reference_rate(
     settings: Settings, given: float | None, learning_rate: LearningRate
 ) -> float | None:
-    """Return η; `None` where the pull needs none (scratch mode, `reach`).
-
-    Raises:
-        ValueError: If one is given and not needed, or needed and not known.
-    """
+    """Return η; `None` where the pull needs none (scratch mode, `reach`)."""
     if settings.mode == "scratch" or settings.reach is not None:
         if given is not None:
             raise ValueError(
@@ -403,9 +389,7 @@ def reference_rate(
 def peak_learning_rate(learning_rate: LearningRate) -> float:
     """Return η: a float itself, or a built-in schedule's highest value.
 
-    Raises:
-        ValueError: Where no peak is known (a callable, a schedule that is not
-            Keras' own, one that grows without end) or it is not positive.
+    Unknown of a callable, of a schedule of one's own, and where it grows.
     """
     peak = (
         learning_rate

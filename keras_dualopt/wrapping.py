@@ -64,11 +64,6 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     A subclass says what is to happen around it: `decide`, `add_state` and
     `resume` in `build`, `check_start` before `fit` begins, `before_step` and
     `pull` before and after each base step.
-
-    Args:
-        base: The optimizer that proposes θ_pre; fresh.
-        learning_rate: A float, schedule or callable.
-        **kwargs: Keras' optimizer arguments.
     """
 
     def __init__(
@@ -150,9 +145,6 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Decide each variable's depth, strength and anchor; make the state.
-
-        Args:
-            variables: The model's trainable variables.
 
         Raises:
             ValueError: If the model cannot be found, or depths, patterns or a

@@ -37,11 +37,7 @@ def check_engine(
     strategy: Strategy,
     accumulates: bool,
 ) -> None:
-    """Refuse a strategy on which a step would be wrong.
-
-    Raises:
-        ValueError: For parameter servers, and for accumulation on mirrors.
-    """
+    """Refuse a strategy on which a step would be wrong."""
     servers = (
         tf.distribute.ParameterServerStrategy,
         tf.distribute.experimental.ParameterServerStrategy,

@@ -23,9 +23,6 @@ def check_engine(
     the place of a module's parameters, or parts into them. Keras' layers go on
     computing with their variables: whole ones, whose gradients nobody averages,
     so that the processes drift apart without a word.
-
-    Raises:
-        ValueError: In a distributed run, naming the first such weight.
     """
     if model is None or not (
         torch.distributed.is_available() and torch.distributed.is_initialized()

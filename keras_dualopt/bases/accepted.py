@@ -51,12 +51,7 @@ _DECAYS = ("weight_decay", "adam_weight_decay")
 
 
 def make_base(base: object, mode: str) -> keras.optimizers.Optimizer:
-    """Return the base optimizer that `DualOpt(base=...)` asks for.
-
-    Raises:
-        TypeError: If it is neither a name nor a Keras optimizer.
-        ValueError: If it is a name or an optimizer that cannot be wrapped.
-    """
+    """Return the base optimizer that `DualOpt(base=...)` asks for."""
     if isinstance(base, str):
         if base not in _PAPER_RULES:
             raise ValueError(
@@ -190,13 +185,7 @@ def check_owner(
     base: type[keras.optimizers.Optimizer],
     own: Sequence[str],
 ) -> None:
-    """Refuse arguments that DualOpt has not, and show where they belong.
-
-    Args:
-        given: What was passed beside DualOpt's own arguments.
-        base: The base in use.
-        own: The names of DualOpt's own arguments.
-    """
+    """Refuse what DualOpt has no argument for, and show where it belongs."""
     # The backend's own constructor passes everything on.
     common = {
         name

@@ -120,12 +120,7 @@ def put(variables: list[keras.Variable], values: list[Array]) -> None:
 
 
 def find_way(model: keras.Model, source: Source) -> Way:
-    """Find θ₀ for every pretrained weight.
-
-    Raises:
-        ValueError: If one has none.
-        TypeError: If the source is of another kind.
-    """
+    """Find θ₀ for every pretrained weight."""
     settle(model)
     optimizer = holder_of(model) if source is None else unwrapped(source)
     if isinstance(optimizer, DualOpt):
