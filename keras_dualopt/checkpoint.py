@@ -315,28 +315,7 @@ def read(store: Store) -> State | None:
                 "without one."
             )
         return None
-    manifest = _manifest(bytes(np.asarray(store[_MANIFEST])))
-    version = manifest["format"]
-    if version != _FORMAT:
-        raise ValueError(
-            f"DualOpt's state must be in format {_FORMAT}. Received: format "
-            f"{version!r}. Read it with the keras-dualopt that wrote it."
-        )
-    arrays = {}
-    for key, checksum in manifest["checksums"].items():
-        if key not in keys:
-            raise _damaged(
-                f"It must have {key!r}. Received: a file without it."
-            )
-        arrays[key] = np.array(store[key])
-        if _checksum(arrays[key]) != checksum:
-            raise _damaged(
-                f"The checksum of {key!r} is not the one it was written with."
-            )
-    return State(manifest, arrays)
-
-
-def _manifest(data: bytes) -> dict[str, Any]:
+    data = bytes(np.asarray(store[_MANIFEST]))
     text, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     # The checksum of nothing is 0, which zeros would pass.
     if not text or zlib.crc32(text) != int.from_bytes(checksum, "big"):
@@ -344,8 +323,25 @@ def _manifest(data: bytes) -> dict[str, Any]:
             f"The checksum of its description ({len(data)} bytes) is not the "
             "one it was written with."
         )
-    manifest: dict[str, Any] = json.loads(text)
-    return manifest
+    manifest = json.loads(text)
+    version = manifest["format"]
+    if version != _FORMAT:
+        raise ValueError(
+            f"DualOpt's state must be in format {_FORMAT}. Received: format "
+            f"{version!r}. Read it with the keras-dualopt that wrote it."
+        )
+    arrays = {}
+    for key, expected in manifest["checksums"].items():
+        if key not in keys:
+            raise _damaged(
+                f"It must have {key!r}. Received: a file without it."
+            )
+        arrays[key] = np.array(store[key])
+        if _checksum(arrays[key]) != expected:
+            raise _damaged(
+                f"The checksum of {key!r} is not the one it was written with."
+            )
+    return State(manifest, arrays)
 
 
 def _damaged(text: str) -> ValueError:

@@ -238,19 +238,16 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             base._backend_update_step(grads, trainable_variables, learning_rate)
             return
         indices = [self._get_variable_index(v) for v in trainable_variables]
+        pull = self.pull
         before = [
-            engine.kept(variable) if self.pull.slows[index] else None
+            engine.kept(variable) if pull.slows[index] else None
             for index, variable in zip(indices, trainable_variables)
         ]
         base._apply_weight_decay(trainable_variables)
         base._backend_update_step(grads, trainable_variables, learning_rate)
+        strategy = self.strategy
         engine.pull_each(
-            self.pull,
-            trainable_variables,
-            indices,
-            learning_rate,
-            before,
-            self.strategy,
+            pull, trainable_variables, indices, learning_rate, before, strategy
         )
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:

@@ -66,11 +66,6 @@ def make_base(base: object, mode: str) -> keras.optimizers.Optimizer:
             "`base` must be 'adam', 'sgd' or a "
             f"`keras.optimizers.Optimizer` instance. Received: {base!r}."
         )
-    _check_base(base, mode)
-    return base
-
-
-def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
     for kind in type(base).__mro__:
         if kind.__name__ in _REFUSED:
             raise ValueError(
@@ -91,17 +86,16 @@ def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
                 f"{type(base).__name__}({name}={value!r}). It concerns the "
                 f"whole step: pass it to DualOpt, `DualOpt({name}={value!r})`."
             )
-    if mode == "scratch":
-        for name in _DECAYS:
-            value = getattr(base, name, None)
-            if value:
-                raise ValueError(
-                    "`base` must have no weight decay in scratch mode, where "
-                    "DualOpt's own acts. Received: "
-                    f"{type(base).__name__}({name}={value!r}): two decays. "
-                    f"Pass 0.0, `{type(base).__name__}({name}=0.0)`, and "
-                    "`DualOpt(weight_decay=...)`."
-                )
+    for name in _DECAYS if mode == "scratch" else ():
+        value = getattr(base, name, None)
+        if value:
+            raise ValueError(
+                "`base` must have no weight decay in scratch mode, where "
+                f"DualOpt's own acts. Received: {type(base).__name__}({name}="
+                f"{value!r}): two decays. Pass 0.0, `{type(base).__name__}("
+                f"{name}=0.0)`, and `DualOpt(weight_decay=...)`."
+            )
+    return base
 
 
 def label(base: keras.optimizers.Optimizer) -> str:

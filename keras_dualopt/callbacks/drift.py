@@ -124,7 +124,10 @@ class Drift(keras.callbacks.Callback):
         """Close a sample, open one; between samples, do nothing."""
         self._position = batch
         step = self._passed + batch
-        due = step >= self._next or self._is_last(batch)
+        last = self._length is not None and (
+            batch + self._block >= self._length
+        )
+        due = step >= self._next or last
         if self._open is None and not due:
             return
         # JAX brings the state back here.
@@ -167,11 +170,6 @@ class Drift(keras.callbacks.Callback):
                 del logs["reach_used"]
         if self.file is not None:
             self.record.save(self.file)
-
-    def _is_last(self, batch: int) -> bool:
-        return self._length is not None and (
-            batch + self._block >= self._length
-        )
 
     def _close(self) -> None:
         """Measure, if the step has taken place."""

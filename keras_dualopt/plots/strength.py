@@ -44,7 +44,14 @@ def plot_strength(
     >>> mild, steep = (DualOpt(1e-3, power=power) for power in (1.0, 4.0))
     >>> plot_strength(mild, steep, path="strength.png")  # doctest: +SKIP
     """
-    found = [_checked(optimizer) for optimizer in optimizers]
+    found: list[DualOpt] = []
+    for optimizer in map(unwrapped, optimizers):
+        if not isinstance(optimizer, DualOpt):
+            raise TypeError(
+                "`plot_strength` takes DualOpts. Received: "
+                f"{type(optimizer).__name__} {optimizer!r}."
+            )
+        found.append(optimizer)
     kinds = {optimizer.settings.level_names[0] for optimizer in found}
     if len(kinds) != 1:
         raise ValueError(
@@ -81,16 +88,6 @@ _UNITS = {
     "weight_decay": "weight decay (AdamW's units):\n"
     "share of θ removed per step / η_t",
 }
-
-
-def _checked(optimizer: object) -> DualOpt:
-    found = unwrapped(optimizer)
-    if not isinstance(found, DualOpt):
-        raise TypeError(
-            "`plot_strength` takes DualOpts. Received: "
-            f"{type(optimizer).__name__} {optimizer!r}."
-        )
-    return found
 
 
 def _layers_of(optimizer: DualOpt) -> tuple[list[float], list[float]]:
