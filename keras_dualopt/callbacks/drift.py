@@ -138,7 +138,8 @@ class Drift(keras.callbacks.Callback):
             self._next = (step // self.every + 1) * self.every
         if self._open is not None:
             # No update yet; the learning rate may be another by now.
-            self._open = self._open._replace(rate=rate_of(optimizer))
+            values, iterations, _ = self._open
+            self._open = Snapshot(values, iterations, rate_of(optimizer))
         elif due:
             # TensorFlow builds the optimizer in the first step.
             measure = self._measured()
