@@ -294,16 +294,15 @@ class DualOpt(wrapping.WrappingOptimizer):
     def learning_rate(
         self, learning_rate: LearningRate | keras.Variable
     ) -> None:
-        number = peak = None
-        if isinstance(learning_rate, numbers.Real):
-            number = peak = float(learning_rate)
         follows = self._reference is not None and not self._reference_given
-        variable = isinstance(learning_rate, keras.Variable)
-        if follows and number is None and not variable:
+        peak = None
+        if isinstance(learning_rate, numbers.Real):
+            peak = float(learning_rate)
+        elif follows and not isinstance(learning_rate, keras.Variable):
             peak = peak_learning_rate(learning_rate)
         self.set_learning_rate(learning_rate)
-        if number is not None and self._pending.state is not None:
-            self._pending.learning_rate = number
+        if peak is not None and self._pending.state is not None:
+            self._pending.learning_rate = peak
         if follows and peak is not None and 0.0 < peak < math.inf:
             self._follow_rate(peak)
 

@@ -27,18 +27,19 @@ Head: TypeAlias = _Part | Sequence[_Part] | None
 # A distance, or a share of the weights' own size such as "20%".
 Reach: TypeAlias = float | str
 
-MODES = ("finetune", "scratch")
-ANCHOR_DTYPES = ("bfloat16", "float16")
-
-# Which mode an argument belongs to.
-_BELONGS = {
-    "rollback": "finetune",
-    "rollback_min": "finetune",
-    "weight_decay": "scratch",
-    "weight_decay_min": "scratch",
-    "reach": "finetune",
-    "reach_max": "finetune",
-    "anchor_dtype": "finetune",
+# By mode: the other one, what belongs to it, and what to use in its place.
+_FOREIGN = {
+    "finetune": (
+        "scratch",
+        ("weight_decay", "weight_decay_min"),
+        "Use `rollback` or `reach` here; for a decay of the base's own, "
+        "`base=keras.optimizers.AdamW(weight_decay=...)`.",
+    ),
+    "scratch": (
+        "finetune",
+        ("rollback", "rollback_min", "reach", "reach_max", "anchor_dtype"),
+        "Use `weight_decay` and `weight_decay_min` here.",
+    ),
 }
 # What `None` means.
 _LEVELS = {
@@ -73,12 +74,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check everything, and write the defaults in."""
-        if self.mode not in MODES:
+        if self.mode not in (*_FOREIGN,):
             raise ValueError(
                 f"`mode` must be 'finetune' or 'scratch'. Received: "
                 f"mode={self.mode!r}."
             )
-        self._check_mode()
+        mode, names, remedy = _FOREIGN[self.mode]
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` belongs to mode {mode!r}. Received: {name}="
+                    f"{value!r} in mode {self.mode!r}. {remedy}"
+                )
         if self.reach is None and self.reach_max is None:
             self._check_levels()
         else:
@@ -98,7 +106,7 @@ class Settings:
                 f"shallow_rate={self.shallow_rate!r}."
             )
         self._write("shallow_rate", rate)
-        if self.anchor_dtype not in (None, *ANCHOR_DTYPES):
+        if self.anchor_dtype not in (None, "bfloat16", "float16"):
             raise ValueError(
                 "`anchor_dtype` must be None (the weights' own), 'bfloat16' or "
                 f"'float16'. Received: anchor_dtype={self.anchor_dtype!r}."
@@ -108,24 +116,6 @@ class Settings:
 
     def _write(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-
-    def _check_mode(self) -> None:
-        for name, mode in _BELONGS.items():
-            value = getattr(self, name)
-            if mode == self.mode or value is None:
-                continue
-            if self.mode == "scratch":
-                remedy = "Use `weight_decay` and `weight_decay_min` here."
-            else:
-                remedy = (
-                    "Use `rollback` or `reach` here; for a decay of the "
-                    "base's own, `base=keras.optimizers.AdamW(weight_decay="
-                    "...)`."
-                )
-            raise ValueError(
-                f"`{name}` belongs to mode {mode!r}. Received: {name}="
-                f"{value!r} in mode {self.mode!r}. {remedy}"
-            )
 
     def _check_levels(self) -> None:
         for name in self.level_names:
