@@ -17,7 +17,8 @@ import keras
 from keras_dualopt import checkpoint, sources, wrapping
 from keras_dualopt.anchors import DROPPED, NOT_TAKEN, TAKEN, Anchors
 from keras_dualopt.backend import Array, Tensor, engine
-from keras_dualopt.bases import LearningRate, PaperRule, accepted
+from keras_dualopt.bases import PaperRule, accepted
+from keras_dualopt.bases.paper_rule import LearningRate
 from keras_dualopt.caller import argument, stacklevel
 from keras_dualopt.depth import (
     LayerDepth,
@@ -605,11 +606,15 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        parts = self._built("anchors")
+        return [row.anchor for row in self._settled("anchors").rows]
+
+    def _settled(self, what: str) -> _Parts:
+        """Bring θ₀ up to date, also before the first step."""
+        parts = self._built(what)
         self.settle()
         if not parts.anchors.dropped:
             parts.anchors.refresh()
-        return [row.anchor for row in parts.rows]
+        return parts
 
     @property
     def has_anchors(self) -> bool:
@@ -685,14 +690,12 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
-        parts = self._built("anchors")
+        parts = self._settled("anchors")
         if parts.anchors.dropped:
             raise ValueError(
                 "The anchors of the other DualOpt were dropped. Give a model "
                 "or a weights file instead."
             )
-        self.settle()
-        parts.anchors.refresh()
         return sources.Earlier(
             parts.rows, parts.anchors.carried, self._model_reference()
         )
@@ -852,10 +855,9 @@ class DualOpt(wrapping.WrappingOptimizer):
                 stacklevel=stacklevel(),
             )
             return
-        trained = self._parts is not None and (
-            self._parts.anchors.state == TAKEN
-        )
+        trained = False
         if self._parts is not None:
+            trained = self._parts.anchors.state == TAKEN
             self._parts.anchors.expect_new_weights()
         checkpoint.warn_foreign(count, trained)
 
@@ -936,10 +938,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        parts = self._built("depths")
-        self.settle()
-        if not parts.anchors.dropped:
-            parts.anchors.refresh()
+        parts = self._settled("depths")
         print_fn(
             summary_table(
                 parts.rows,

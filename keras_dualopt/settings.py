@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, TypeGuard
 import keras
 import numpy as np
 
-from keras_dualopt.bases import LearningRate
+from keras_dualopt.bases.paper_rule import LearningRate
 from keras_dualopt.depth import LayerDepth
 from keras_dualopt.pull import decay_strength, reach_at, rollback_strength
 

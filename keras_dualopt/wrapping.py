@@ -36,26 +36,17 @@ Elsewhere: `Variable._layout` (bases/paper_rule), what concerns one backend
 import abc
 import weakref
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_dualopt.backend import Strategy, Tensor, engine
-from keras_dualopt.bases import SGD, LearningRate, PaperRule, add_like
+from keras_dualopt.bases import SGD, PaperRule
+from keras_dualopt.bases.paper_rule import LearningRate, add_like
 from keras_dualopt.depth import training_model
 from keras_dualopt.pull import Pull
-
-
-class _Holder:
-    """Holds the base optimizer.
-
-    Keras' saver walks every attribute of an optimizer and would save a base
-    kept as an attribute a second time; this object it does not enter.
-    """
-
-    def __init__(self, base: keras.optimizers.Optimizer) -> None:
-        self.base = base
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
@@ -73,7 +64,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self._holder = _Holder(base)
+        # Keras' saver walks every attribute of an optimizer, and would save a
+        # base kept as one a second time; such an object it does not enter.
+        self._holder = SimpleNamespace(base=base)
         self._share_clock()
         # The model whose `fit` runs, and the one whose weights are trained.
         self._trainer_reference: Callable[[], keras.Model | None]

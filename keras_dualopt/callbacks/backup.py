@@ -89,8 +89,6 @@ class AtomicBackup(keras.callbacks.Callback):
         self._part = self._path.with_name(f"{name}.part{_ENDING}")
         self._every = every
         self._keep = keep
-        self._trained = self._written = 0
-        self._rate: float | None = None
 
     def on_train_begin(self, logs: object = None) -> None:
         """Read what a run that was killed has left."""

@@ -98,24 +98,16 @@ class Drift(keras.callbacks.Callback):
         self.every = every
         self.file = file
         self.record: DriftRecord | None = None
-        self._measure: Measure | None = None
-        self._open: Snapshot | None = None
-        self._next = 0
-        self._passed = 0
-        self._position = 0
-        self._block = 1
-        self._length: int | None = None
-        self._latest: dict[str, float] = {}
 
     def on_train_begin(self, logs: object = None) -> None:
         """Find the optimizer, before any time is spent."""
         optimizer_of(self.model, beside_others=True)
-        self._measure = None
-        self._open = None
+        self._measure: Measure | None = None
+        self._open: Snapshot | None = None
         self._next = self._passed = self._position = 0
-        self._block = self.model.steps_per_execution
-        self._length = (self.params or {}).get("steps")
-        self._latest = {}
+        self._block: int = self.model.steps_per_execution
+        self._length: int | None = (self.params or {}).get("steps")
+        self._latest: dict[str, float] = {}
 
     # `on_train_batch_end` stays Keras' own: a callback that overrides it makes
     # `fit` wait for the device after every step (torch, JAX). What a step did
