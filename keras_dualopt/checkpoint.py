@@ -28,8 +28,6 @@ Store: TypeAlias = MutableMapping[str, Array]
 
 _MANIFEST = "dualopt"
 _FLAG = "anchors_taken"
-# θ₀'s sizes: measured anew in the anchors where a file's are others'.
-_DERIVED = ("reach_units",)
 _FORMAT = 2
 _CHECKSUM_BYTES = 4
 
@@ -140,18 +138,18 @@ def match(
         manifest["owners"][place].get("unit") == row.unit
         for place, row in zip(order, table.rows, strict=True)
     )
-    pairs: list[tuple[keras.Variable, Array]] = []
+    found: list[tuple[str, keras.Variable, Array]] = []
     for name, variable in table.scalars.items():
         if name == "learning_rate" and name not in arrays:
             continue  # The file's rate was a schedule, this one is a number.
-        if name in _DERIVED and not (name in arrays and same_units):
-            continue
+        if name == "reach_units" and not (name in arrays and same_units):
+            continue  # Measured anew in the anchors.
         if name not in arrays:
             raise _misfit(
                 f"It has no {name!r}: it was written by an optimizer with "
                 "another base."
             )
-        pairs.append((variable, _fitting(name, variable, arrays[name])))
+        found.append((name, variable, arrays[name]))
     without_anchors = state.flag != TAKEN
     for name, column in table.slots.items():
         if name == "anchors" and without_anchors:
@@ -170,11 +168,10 @@ def match(
                     "gradient_accumulation_steps)."
                 )
             if slot is not None:
-                label = f"{name} of {row.path}"
                 array = arrays[f"{name}.{place}"]
                 if name == "anchors":
                     check_exact(array, slot.dtype, row)
-                pairs.append((slot, _fitting(label, slot, array)))
+                found.append((f"{name} of {row.path}", slot, array))
     unknown = [n for n in manifest["slots"] if n not in table.slots]
     if unknown:
         raise _misfit(
@@ -182,7 +179,13 @@ def match(
             "written by an optimizer with other arguments. Build this one "
             "with the same."
         )
-    return pairs
+    for name, variable, array in found:
+        if tuple(array.shape) != tuple(variable.shape):
+            raise _misfit(
+                f"The {name} must have shape {tuple(variable.shape)}. "
+                f"Received: shape {tuple(array.shape)}."
+            )
+    return [(variable, array) for _, variable, array in found]
 
 
 def _misfit(text: str) -> ValueError:
@@ -222,15 +225,6 @@ def _match_owners(
             "over with `anchor_at(old_optimizer)`."
         )
     return [position[row.key] for row in rows]
-
-
-def _fitting(name: str, variable: keras.Variable, array: Array) -> Array:
-    if tuple(array.shape) != tuple(variable.shape):
-        raise _misfit(
-            f"The {name} must have shape {tuple(variable.shape)}. Received: "
-            f"shape {tuple(array.shape)}."
-        )
-    return array
 
 
 def write(
