@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import Strategy, Tensor, engine
+from keras_dualopt.backend import Array, Strategy, Tensor, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row, layers_of, look_new
-from keras_dualopt.sources import Array, check_finite
+from keras_dualopt.sources import check_finite
 
 _log = logging.getLogger("keras_dualopt")
 
@@ -87,10 +87,6 @@ class Anchors:
         Args:
             new_stage: Whether a person has said that the weights are what to
                 anchor at, whoever has trained them.
-
-        Raises:
-            ValueError: If the anchors were dropped, θ₀ does not fit them, or
-                is not finite.
         """
         if self.dropped:
             raise ValueError(
@@ -356,11 +352,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def check_exact(value: Array, dtype: str, row: Row) -> None:
-    """Refuse to hold θ₀ in a dtype that would round it.
-
-    Raises:
-        ValueError: Naming the weight and how far off its θ₀ would be.
-    """
+    """Refuse to hold θ₀ in a dtype that would round it."""
     if dtype == row.variable.dtype:
         return
     wide = np.asarray(value).astype("float32")

@@ -18,17 +18,16 @@ import keras
 import numpy as np
 
 from keras_dualopt.anchors import TAKEN, check_exact
+from keras_dualopt.backend import Array
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row
-from keras_dualopt.sources import Array, numpy_value
+from keras_dualopt.sources import numpy_value
 
 # What Keras hands to `save_own_variables`: an entry of its own, or a dict.
 Store: TypeAlias = MutableMapping[str, Array]
 
 _MANIFEST = "dualopt"
 _FLAG = "anchors_taken"
-# θ₀'s sizes: measured anew in the anchors where a file's are others'.
-_DERIVED = ("reach_units",)
 _FORMAT = 2
 _CHECKSUM_BYTES = 4
 
@@ -74,12 +73,8 @@ def table(
 ) -> Table:
     """Return every optimizer variable by what it is.
 
-    Args:
-        rows: The trained weights.
-        variables: The optimizer's variables, all of them.
-        holders: The objects whose attributes hold lists of them.
-        scalars: Known single variables; entries that are not variables (a
-            learning rate schedule) are passed over.
+    `holders` have attributes with lists of `variables`; of `scalars`, what is
+    no variable (a learning rate schedule) is passed over.
     """
     slots: dict[str, list[keras.Variable | None]] = {}
     own = {id(variable) for variable in variables}
@@ -143,18 +138,18 @@ def match(
         manifest["owners"][place].get("unit") == row.unit
         for place, row in zip(order, table.rows, strict=True)
     )
-    pairs: list[tuple[keras.Variable, Array]] = []
+    found: list[tuple[str, keras.Variable, Array]] = []
     for name, variable in table.scalars.items():
         if name == "learning_rate" and name not in arrays:
             continue  # The file's rate was a schedule, this one is a number.
-        if name in _DERIVED and not (name in arrays and same_units):
-            continue
+        if name == "reach_units" and not (name in arrays and same_units):
+            continue  # Measured anew in the anchors.
         if name not in arrays:
             raise _misfit(
                 f"It has no {name!r}: it was written by an optimizer with "
                 "another base."
             )
-        pairs.append((variable, _fitting(name, variable, arrays[name])))
+        found.append((name, variable, arrays[name]))
     without_anchors = state.flag != TAKEN
     for name, column in table.slots.items():
         if name == "anchors" and without_anchors:
@@ -173,11 +168,10 @@ def match(
                     "gradient_accumulation_steps)."
                 )
             if slot is not None:
-                label = f"{name} of {row.path}"
                 array = arrays[f"{name}.{place}"]
                 if name == "anchors":
                     check_exact(array, slot.dtype, row)
-                pairs.append((slot, _fitting(label, slot, array)))
+                found.append((f"{name} of {row.path}", slot, array))
     unknown = [n for n in manifest["slots"] if n not in table.slots]
     if unknown:
         raise _misfit(
@@ -185,7 +179,13 @@ def match(
             "written by an optimizer with other arguments. Build this one "
             "with the same."
         )
-    return pairs
+    for name, variable, array in found:
+        if tuple(array.shape) != tuple(variable.shape):
+            raise _misfit(
+                f"The {name} must have shape {tuple(variable.shape)}. "
+                f"Received: shape {tuple(array.shape)}."
+            )
+    return [(variable, array) for _, variable, array in found]
 
 
 def _misfit(text: str) -> ValueError:
@@ -225,15 +225,6 @@ def _match_owners(
             "over with `anchor_at(old_optimizer)`."
         )
     return [position[row.key] for row in rows]
-
-
-def _fitting(name: str, variable: keras.Variable, array: Array) -> Array:
-    if tuple(array.shape) != tuple(variable.shape):
-        raise _misfit(
-            f"The {name} must have shape {tuple(variable.shape)}. Received: "
-            f"shape {tuple(array.shape)}."
-        )
-    return array
 
 
 def write(
@@ -318,28 +309,7 @@ def read(store: Store) -> State | None:
                 "without one."
             )
         return None
-    manifest = _manifest(bytes(np.asarray(store[_MANIFEST])))
-    version = manifest["format"]
-    if version != _FORMAT:
-        raise ValueError(
-            f"DualOpt's state must be in format {_FORMAT}. Received: format "
-            f"{version!r}. Read it with the keras-dualopt that wrote it."
-        )
-    arrays = {}
-    for key, checksum in manifest["checksums"].items():
-        if key not in keys:
-            raise _damaged(
-                f"It must have {key!r}. Received: a file without it."
-            )
-        arrays[key] = np.array(store[key])
-        if _checksum(arrays[key]) != checksum:
-            raise _damaged(
-                f"The checksum of {key!r} is not the one it was written with."
-            )
-    return State(manifest, arrays)
-
-
-def _manifest(data: bytes) -> dict[str, Any]:
+    data = bytes(np.asarray(store[_MANIFEST]))
     text, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     # The checksum of nothing is 0, which zeros would pass.
     if not text or zlib.crc32(text) != int.from_bytes(checksum, "big"):
@@ -347,8 +317,25 @@ def _manifest(data: bytes) -> dict[str, Any]:
             f"The checksum of its description ({len(data)} bytes) is not the "
             "one it was written with."
         )
-    manifest: dict[str, Any] = json.loads(text)
-    return manifest
+    manifest = json.loads(text)
+    version = manifest["format"]
+    if version != _FORMAT:
+        raise ValueError(
+            f"DualOpt's state must be in format {_FORMAT}. Received: format "
+            f"{version!r}. Read it with the keras-dualopt that wrote it."
+        )
+    arrays = {}
+    for key, expected in manifest["checksums"].items():
+        if key not in keys:
+            raise _damaged(
+                f"It must have {key!r}. Received: a file without it."
+            )
+        arrays[key] = np.array(store[key])
+        if _checksum(arrays[key]) != expected:
+            raise _damaged(
+                f"The checksum of {key!r} is not the one it was written with."
+            )
+    return State(manifest, arrays)
 
 
 def _damaged(text: str) -> ValueError:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import keras
-import numpy.typing as npt
 
 from keras_dualopt import checkpoint, sources, wrapping
 from keras_dualopt.anchors import DROPPED, NOT_TAKEN, TAKEN, Anchors
-from keras_dualopt.backend import Tensor, engine
-from keras_dualopt.bases import LearningRate, PaperRule, accepted
+from keras_dualopt.backend import Array, Tensor, engine
+from keras_dualopt.bases import PaperRule, accepted
+from keras_dualopt.bases.paper_rule import LearningRate
 from keras_dualopt.caller import argument, stacklevel
 from keras_dualopt.depth import (
     LayerDepth,
@@ -295,16 +295,15 @@ class DualOpt(wrapping.WrappingOptimizer):
     def learning_rate(
         self, learning_rate: LearningRate | keras.Variable
     ) -> None:
-        number = peak = None
-        if isinstance(learning_rate, numbers.Real):
-            number = peak = float(learning_rate)
         follows = self._reference is not None and not self._reference_given
-        variable = isinstance(learning_rate, keras.Variable)
-        if follows and number is None and not variable:
+        peak = None
+        if isinstance(learning_rate, numbers.Real):
+            peak = float(learning_rate)
+        elif follows and not isinstance(learning_rate, keras.Variable):
             peak = peak_learning_rate(learning_rate)
         self.set_learning_rate(learning_rate)
-        if number is not None and self._pending.state is not None:
-            self._pending.learning_rate = number
+        if peak is not None and self._pending.state is not None:
+            self._pending.learning_rate = peak
         if follows and peak is not None and 0.0 < peak < math.inf:
             self._follow_rate(peak)
 
@@ -528,12 +527,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     # The step: θ₀, the base's step, the pull.
 
     def check_start(self) -> None:
-        """Refuse to train, before a step moves anything.
-
-        Raises:
-            ValueError: If the anchors were dropped, do not hold θ₀ exactly, or
-                what was given before `build` was refused.
-        """
+        """Refuse to train, before a step moves anything."""
         if self._pending.state is not None or self._pending.has_source:
             raise ValueError(
                 "The state or the anchors given before the optimizer was built "
@@ -612,11 +606,15 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        parts = self._built("anchors")
+        return [row.anchor for row in self._settled("anchors").rows]
+
+    def _settled(self, what: str) -> _Parts:
+        """Bring θ₀ up to date, also before the first step."""
+        parts = self._built(what)
         self.settle()
         if not parts.anchors.dropped:
             parts.anchors.refresh()
-        return [row.anchor for row in parts.rows]
+        return parts
 
     @property
     def has_anchors(self) -> bool:
@@ -624,7 +622,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         return self._stage_is_meant or self._has_stepped()
 
     @property
-    def carried(self) -> dict[str, npt.NDArray[Any]]:
+    def carried(self) -> dict[str, Array]:
         """θ₀ of weights that are not trained now, by place, on the host."""
         if self._parts is None:
             return {}
@@ -692,14 +690,12 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
-        parts = self._built("anchors")
+        parts = self._settled("anchors")
         if parts.anchors.dropped:
             raise ValueError(
                 "The anchors of the other DualOpt were dropped. Give a model "
                 "or a weights file instead."
             )
-        self.settle()
-        parts.anchors.refresh()
         return sources.Earlier(
             parts.rows, parts.anchors.carried, self._model_reference()
         )
@@ -859,10 +855,9 @@ class DualOpt(wrapping.WrappingOptimizer):
                 stacklevel=stacklevel(),
             )
             return
-        trained = self._parts is not None and (
-            self._parts.anchors.state == TAKEN
-        )
+        trained = False
         if self._parts is not None:
+            trained = self._parts.anchors.state == TAKEN
             self._parts.anchors.expect_new_weights()
         checkpoint.warn_foreign(count, trained)
 
@@ -943,10 +938,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        parts = self._built("depths")
-        self.settle()
-        if not parts.anchors.dropped:
-            parts.anchors.refresh()
+        parts = self._settled("depths")
         print_fn(
             summary_table(
                 parts.rows,

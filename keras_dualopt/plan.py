@@ -107,10 +107,6 @@ def make_rows(
 
     Returns:
         The depths in force, and one row for each variable.
-
-    Raises:
-        ValueError: If the depths do not fit the variables, a pattern matches
-            nothing, or fine-tune mode finds nothing that was pretrained.
     """
     scratch = settings.mode == "scratch"
     known = [*variables] if model is None else [*model.weights]
@@ -194,11 +190,8 @@ def aliases_of(
 
     A reloaded or cloned model loses a prefix, and automatic names are numbered
     otherwise: `dense_1` may be another layer now. Nothing where the same names
-    stand in other places, or other names: then it is another model.
-
-    Args:
-        names: The paths of a model that this one may be a copy of, by place.
-        model: The model, if it is known.
+    stand in other places, or other names: then it is another model. `names`
+    are the paths of a model that this one may be a copy of, by place.
     """
     if not names or model is None:
         return {}
@@ -346,10 +339,6 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
     A bias of zeros, a γ of ones with a β of zeros: what is put on top of a
     pretrained model looks like that, where layers below it do not. Inside of
     one it is no sign: attention may have been trained without a key's bias.
-
-    Args:
-        rows: Weights that count as pretrained.
-        values: Their values, arrays.
     """
     new: dict[str, float] = {}
     deepest_trained: float | None = None

@@ -131,9 +131,7 @@ class Pull:
     def ratio(self, amount: Tensor, rate: Tensor) -> Tensor:
         """Return ρ in [0, 1]; 0 at a learning rate of 0 or below.
 
-        Args:
-            amount: `Level.amount`; of a relative R, times its unit.
-            rate: The learning rate at this depth, a float32 tensor.
+        Of a relative R, the amount is times its unit.
         """
         rate = ops.maximum(rate, 0.0)
         if not self.reach:
@@ -235,16 +233,12 @@ class Pull:
 
 
 class Steps(NamedTuple):
-    """What one step does at each level.
-
-    Args:
-        rates: The learning rate of each level, a float32 scalar.
-        factors: `Level.rate`, where it is not 1.
-        ways: `way(ρ)` of each level that is pulled.
-    """
+    """What one step does at each level, in float32 scalars."""
 
     rates: dict[Level, Tensor]
+    # `Level.rate`, where it is not 1.
     factors: dict[Level, Tensor]
+    # `way(ρ)`, where there is a pull.
     ways: dict[Level, tuple[Tensor, Tensor]]
 
 
@@ -270,13 +264,8 @@ def pulled(
     Three laws hold to the last bit: ρ = 0 returns `value`, ρ = 1 returns
     `anchor`, and `value == anchor` stays. One form alone does not keep all
     three, so the nearer end of the way is the one that is moved from:
-    θ_pre − ρ (θ_pre − a), or a − (ρ − 1)(θ_pre − a).
-
-    Args:
-        value: θ_pre, a floating-point tensor.
-        anchor: a, a tensor of the same dtype and shape, or `None` for 0.
-        near: The first of `way(ρ)`, a scalar.
-        share: The second, a scalar of the same dtype as `value`.
+    θ_pre − ρ (θ_pre − a), or a − (ρ − 1)(θ_pre − a). `near` and `share` are
+    `way(ρ)`; an anchor that is `None` is 0.
     """
     if anchor is None:
         start = ops.where(near, value, ops.zeros_like(value))

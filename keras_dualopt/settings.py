@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, TypeGuard
 import keras
 import numpy as np
 
-from keras_dualopt.bases import LearningRate
+from keras_dualopt.bases.paper_rule import LearningRate
 from keras_dualopt.depth import LayerDepth
 from keras_dualopt.pull import decay_strength, reach_at, rollback_strength
 
@@ -27,18 +27,19 @@ Head: TypeAlias = _Part | Sequence[_Part] | None
 # A distance, or a share of the weights' own size such as "20%".
 Reach: TypeAlias = float | str
 
-MODES = ("finetune", "scratch")
-ANCHOR_DTYPES = ("bfloat16", "float16")
-
-# Which mode an argument belongs to.
-_BELONGS = {
-    "rollback": "finetune",
-    "rollback_min": "finetune",
-    "weight_decay": "scratch",
-    "weight_decay_min": "scratch",
-    "reach": "finetune",
-    "reach_max": "finetune",
-    "anchor_dtype": "finetune",
+# By mode: the other one, what belongs to it, and what to use in its place.
+_FOREIGN = {
+    "finetune": (
+        "scratch",
+        ("weight_decay", "weight_decay_min"),
+        "Use `rollback` or `reach` here; for a decay of the base's own, "
+        "`base=keras.optimizers.AdamW(weight_decay=...)`.",
+    ),
+    "scratch": (
+        "finetune",
+        ("rollback", "rollback_min", "reach", "reach_max", "anchor_dtype"),
+        "Use `weight_decay` and `weight_decay_min` here.",
+    ),
 }
 # What `None` means.
 _LEVELS = {
@@ -56,13 +57,7 @@ REACH_MAX = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The validated arguments; one that does not apply is `None`.
-
-    Raises:
-        ValueError: If a value is out of its range, belongs to the other mode
-            or excludes another one.
-        TypeError: If a value is of a kind that no argument takes.
-    """
+    """The validated arguments; one that does not apply is `None`."""
 
     mode: Mode = "finetune"
     rollback: float | None = None
@@ -79,12 +74,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check everything, and write the defaults in."""
-        if self.mode not in MODES:
+        if self.mode not in (*_FOREIGN,):
             raise ValueError(
                 f"`mode` must be 'finetune' or 'scratch'. Received: "
                 f"mode={self.mode!r}."
             )
-        self._check_mode()
+        mode, names, remedy = _FOREIGN[self.mode]
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` belongs to mode {mode!r}. Received: {name}="
+                    f"{value!r} in mode {self.mode!r}. {remedy}"
+                )
         if self.reach is None and self.reach_max is None:
             self._check_levels()
         else:
@@ -104,7 +106,7 @@ class Settings:
                 f"shallow_rate={self.shallow_rate!r}."
             )
         self._write("shallow_rate", rate)
-        if self.anchor_dtype not in (None, *ANCHOR_DTYPES):
+        if self.anchor_dtype not in (None, "bfloat16", "float16"):
             raise ValueError(
                 "`anchor_dtype` must be None (the weights' own), 'bfloat16' or "
                 f"'float16'. Received: anchor_dtype={self.anchor_dtype!r}."
@@ -114,24 +116,6 @@ class Settings:
 
     def _write(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-
-    def _check_mode(self) -> None:
-        for name, mode in _BELONGS.items():
-            value = getattr(self, name)
-            if mode == self.mode or value is None:
-                continue
-            if self.mode == "scratch":
-                remedy = "Use `weight_decay` and `weight_decay_min` here."
-            else:
-                remedy = (
-                    "Use `rollback` or `reach` here; for a decay of the "
-                    "base's own, `base=keras.optimizers.AdamW(weight_decay="
-                    "...)`."
-                )
-            raise ValueError(
-                f"`{name}` belongs to mode {mode!r}. Received: {name}="
-                f"{value!r} in mode {self.mode!r}. {remedy}"
-            )
 
     def _check_levels(self) -> None:
         for name in self.level_names:
@@ -352,11 +336,7 @@ _WAY_OUT = (
 
 
 def check_learning_rate(value: object) -> LearningRate | None:
-    """Return a learning rate that an optimizer takes; a whole number as float.
-
-    Raises:
-        TypeError: If it is neither a number, a schedule nor a callable.
-    """
+    """Return a learning rate that Keras takes; a whole number as float."""
     if isinstance(value, keras.optimizers.Optimizer):
         raise TypeError(
             "`learning_rate` must be a float, a schedule or a callable. "
@@ -377,11 +357,7 @@ def check_learning_rate(value: object) -> LearningRate | None:
 def reference_rate(
     settings: Settings, given: float | None, learning_rate: LearningRate
 ) -> float | None:
-    """Return η; `None` where the pull needs none (scratch mode, `reach`).
-
-    Raises:
-        ValueError: If one is given and not needed, or needed and not known.
-    """
+    """Return η; `None` where the pull needs none (scratch mode, `reach`)."""
     if settings.mode == "scratch" or settings.reach is not None:
         if given is not None:
             raise ValueError(
@@ -403,9 +379,7 @@ def reference_rate(
 def peak_learning_rate(learning_rate: LearningRate) -> float:
     """Return η: a float itself, or a built-in schedule's highest value.
 
-    Raises:
-        ValueError: Where no peak is known (a callable, a schedule that is not
-            Keras' own, one that grows without end) or it is not positive.
+    Unknown of a callable, of a schedule of one's own, and where it grows.
     """
     peak = (
         learning_rate

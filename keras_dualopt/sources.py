@@ -5,17 +5,16 @@ All values have been read and checked before anything is written.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
+from keras_dualopt.backend import Array
 from keras_dualopt.depth import place_keys
 from keras_dualopt.depth.keras_hooks import nested_models
 from keras_dualopt.plan import Row
 
-Array: TypeAlias = npt.NDArray[Any]
 # A model, the path of a weights file, or an optimizer with anchors; `None`:
 # what is at hand.
 Source: TypeAlias = (
@@ -35,25 +34,16 @@ def numpy_value(value: keras.Variable | Array) -> Array:
 
 
 class Earlier(NamedTuple):
-    """The anchors of an optimizer, for another one to take over.
-
-    Args:
-        rows: What it was built on.
-        carried: θ₀ of weights that it does not train, by their places.
-        model: The model that owns the weights, if it is known.
-    """
+    """The anchors of an optimizer, for another one to take over."""
 
     rows: Sequence[Row]
+    # θ₀ of weights that it does not train, by their places.
     carried: Mapping[str, Array]
     model: keras.Model | None
 
 
 def check_source(source: object) -> None:
-    """Refuse what no anchors can be read from.
-
-    Raises:
-        TypeError: If it is neither `None`, a model nor a path.
-    """
+    """Refuse what no anchors can be read from."""
     if source is not None and not isinstance(
         source, keras.Model | str | os.PathLike
     ):
@@ -68,18 +58,9 @@ def anchors_from(
 ) -> tuple[list[Array | None], dict[str, Array]]:
     """Return what to anchor each row at, and θ₀ of weights without a row.
 
-    Args:
-        source: As in `values_of`, or the anchors of another optimizer.
-        model: The model that owns the weights, if it is known.
-        rows: The weights; those that are not anchored get `None`.
-
-    Returns:
-        The values, and by place in the model what the other optimizer anchors
-        and this one does not. Nothing of the kind from another source, with
-        which a new stage begins.
-
-    Raises:
-        ValueError: If a value is missing, has another shape or is not finite.
+    Rows that are not anchored get `None`. Of weights without a row it is what
+    the other optimizer anchors, by place in the model; nothing from another
+    source, with which a new stage begins.
     """
     if isinstance(source, Earlier):
         return _from_optimizer(source, model, rows)
@@ -95,13 +76,7 @@ def values_of(
 ) -> list[Array]:
     """Return the values that a model or a weights file has for variables.
 
-    Args:
-        source: What `check_source` lets pass; `None`: the current weights.
-        model: The model that owns the variables, if it is known.
-        variables: The variables.
-
-    Raises:
-        ValueError: If a value is missing, has another shape or is not finite.
+    `None`: their own. `model` is the one that owns them, if it is known.
     """
     if source is None or source is model:
         values = [numpy_value(variable) for variable in variables]

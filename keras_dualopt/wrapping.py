@@ -37,26 +37,17 @@ import abc
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_dualopt.backend import Strategy, Tensor, engine
-from keras_dualopt.bases import SGD, LearningRate, PaperRule, add_like
+from keras_dualopt.bases import SGD, PaperRule
+from keras_dualopt.bases.paper_rule import LearningRate, add_like
 from keras_dualopt.depth import training_model
 from keras_dualopt.pull import Pull
-
-
-class _Holder:
-    """Holds the base optimizer.
-
-    Keras' saver walks every attribute of an optimizer and would save a base
-    kept as an attribute a second time; this object it does not enter.
-    """
-
-    def __init__(self, base: keras.optimizers.Optimizer) -> None:
-        self.base = base
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
@@ -65,11 +56,6 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     A subclass says what is to happen around it: `decide`, `add_state` and
     `resume` in `build`, `check_start` before `fit` begins, `before_step` and
     `pull` before and after each base step.
-
-    Args:
-        base: The optimizer that proposes θ_pre; fresh.
-        learning_rate: A float, schedule or callable.
-        **kwargs: Keras' optimizer arguments.
     """
 
     def __init__(
@@ -79,7 +65,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self._holder = _Holder(base)
+        # Keras' saver walks every attribute of an optimizer, and would save a
+        # base kept as one a second time; such an object it does not enter.
+        self._holder = SimpleNamespace(base=base)
         self._share_clock()
         # The model whose `fit` runs, and the one whose weights are trained.
         self._trainer_reference: Callable[[], keras.Model | None]
@@ -154,9 +142,6 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Decide each variable's depth, strength and anchor; make the state.
-
-        Args:
-            variables: The model's trainable variables.
 
         Raises:
             ValueError: If the model cannot be found, or depths, patterns or a
@@ -246,19 +231,16 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             base._backend_update_step(grads, trainable_variables, learning_rate)
             return
         indices = [self._get_variable_index(v) for v in trainable_variables]
+        pull = self.pull
         before = [
-            engine.kept(variable) if self.pull.slows[index] else None
+            engine.kept(variable) if pull.slows[index] else None
             for index, variable in zip(indices, trainable_variables)
         ]
         base._apply_weight_decay(trainable_variables)
         base._backend_update_step(grads, trainable_variables, learning_rate)
+        strategy = self.strategy
         engine.pull_each(
-            self.pull,
-            trainable_variables,
-            indices,
-            learning_rate,
-            before,
-            self.strategy,
+            pull, trainable_variables, indices, learning_rate, before, strategy
         )
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:

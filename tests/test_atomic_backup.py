@@ -372,7 +372,7 @@ def test_a_schedule_of_the_script_is_used_without_a_word(tmp_path):
     ("arguments", "words"),
     [
         (("run.h5",), r"end in '\.weights\.h5'\. Received: 'run\.h5'"),
-        (("run.weights.h5", 0), r"at least 1\. Received: 0"),
+        (("run.weights.h5", 0), r"≥ 1\. Received: 0"),
         (("run.weights.h5", True), r"Received: True"),
         (("run.weights.h5", 1.5), r"Received: 1\.5"),
     ],

@@ -37,7 +37,7 @@ from types import SimpleNamespace
 import keras
 
 from keras_dualopt.backend import defaults
-from keras_dualopt.backend.defaults import Strategy, Tensor
+from keras_dualopt.backend.defaults import Array, Strategy, Tensor
 
 if keras.backend.backend() not in ("tensorflow", "jax", "torch"):
     raise ImportError(
@@ -51,4 +51,4 @@ _own = importlib.import_module(
 )
 engine = SimpleNamespace(**{**vars(defaults), **vars(_own)})
 
-__all__ = ["Strategy", "Tensor", "engine"]
+__all__ = ["Array", "Strategy", "Tensor", "engine"]

@@ -6,10 +6,13 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import keras
+import numpy.typing as npt
 
 # A tensor of the backend in use, real or traced: no type is common to them,
 # and Keras has none for what its operations take and return.
 Tensor: TypeAlias = Any
+# The same on the host.
+Array: TypeAlias = npt.NDArray[Any]
 
 # Of higher up: `pull.Pull`, `bases.PaperRule`. The backend imports neither.
 Pull: TypeAlias = Any

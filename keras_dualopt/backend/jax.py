@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from jax.experimental import sparse as jax_sparse
 
 from keras_dualopt.backend import defaults
-from keras_dualopt.backend.defaults import Pull, Strategy, Tensor
+from keras_dualopt.backend.defaults import Array, Pull, Strategy, Tensor
 
 
 def starting_model() -> keras.Model | None:
@@ -48,7 +47,7 @@ def forget_compiled(model: keras.Model) -> None:
     defaults.forget_compiled(model)
 
 
-def concrete(variable: keras.Variable) -> npt.NDArray[Any] | None:
+def concrete(variable: keras.Variable) -> Array | None:
     """Return a variable's value on the host, also while a step is traced."""
     value = variable._value
     if value is None or isinstance(value, jax.core.Tracer):

@@ -14,7 +14,7 @@ import keras
 import numpy.typing as npt
 import tensorflow as tf
 
-from keras_dualopt.backend.defaults import Pull, Strategy, Tensor
+from keras_dualopt.backend.defaults import Array, Pull, Strategy, Tensor
 
 
 @contextlib.contextmanager
@@ -48,11 +48,7 @@ def check_engine(
     strategy: Strategy,
     accumulates: bool,
 ) -> None:
-    """Refuse a strategy on which a step would be wrong.
-
-    Raises:
-        ValueError: For parameter servers, and for accumulation on mirrors.
-    """
+    """Refuse a strategy on which a step would be wrong."""
     servers = (
         tf.distribute.ParameterServerStrategy,
         tf.distribute.experimental.ParameterServerStrategy,
@@ -78,12 +74,12 @@ def check_engine(
         )
 
 
-def concrete(variable: keras.Variable) -> npt.NDArray[Any] | None:
+def concrete(variable: keras.Variable) -> Array | None:
     """Return a variable's value on the host, also while a step is traced."""
     with tf.init_scope():
         if not tf.executing_eagerly():
             return None
-        value: npt.NDArray[Any] = variable.value.numpy()
+        value: Array = variable.value.numpy()
         return value
 
 

@@ -1,14 +1,13 @@
 """PyTorch: everything runs eagerly, in place, on live buffers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy.typing as npt
 import torch
 
 from keras_dualopt.backend import torch_fused
-from keras_dualopt.backend.defaults import Pull, Strategy
+from keras_dualopt.backend.defaults import Array, Pull, Strategy
 from keras_dualopt.backend.torch_fused import step as batched_step  # noqa: F401
 
 
@@ -24,9 +23,6 @@ def check_engine(
     the place of a module's parameters, or parts into them. Keras' layers go on
     computing with their variables: whole ones, whose gradients nobody averages,
     so that the processes drift apart without a word.
-
-    Raises:
-        ValueError: In a distributed run, naming the first such weight.
     """
     if model is None or not (
         torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -46,11 +42,11 @@ def check_engine(
             )
 
 
-def concrete(variable: keras.Variable) -> npt.NDArray[Any]:
+def concrete(variable: keras.Variable) -> Array:
     """Return a variable's value on the host."""
     value = variable.value.detach().cpu()
     narrow = value.dtype in (torch.bfloat16, torch.float16)
-    array: npt.NDArray[Any] = (value.float() if narrow else value).numpy()
+    array: Array = (value.float() if narrow else value).numpy()
     return array
 
 

@@ -451,13 +451,7 @@ def scalar_on(device: torch.device, value: LearningRate) -> Scalar:
 def puller(
     pull: Pull | None, rate: Scalar, device: torch.device
 ) -> Callable[[Sequence[Run]], None]:
-    """Return what pulls the runs of a block, in a step at this rate.
-
-    Args:
-        pull: The optimizer's `Pull`, or `None`.
-        rate: η_t, from `scalar_on`.
-        device: Where the weights are.
-    """
+    """Return what pulls the runs of a block, in a step at this rate."""
     if pull is None:
         return lambda runs: None
     if isinstance(rate, float):

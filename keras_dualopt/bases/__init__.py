@@ -1,7 +1,7 @@
 """The paper's two rules, and which other optimizers may be a base."""
 
 from keras_dualopt.bases.adam import Adam
-from keras_dualopt.bases.paper_rule import LearningRate, PaperRule, add_like
+from keras_dualopt.bases.paper_rule import PaperRule
 from keras_dualopt.bases.sgd import SGD
 
-__all__ = ["SGD", "Adam", "LearningRate", "PaperRule", "add_like"]
+__all__ = ["SGD", "Adam", "PaperRule"]

@@ -40,13 +40,9 @@ def add_like(
 
 
 class _Shared(NamedTuple):
-    """What the variables of one step share.
+    """What the variables of one step share."""
 
-    Args:
-        scalars: `PaperRule.scalars` by share of the learning rate.
-        steps: What the pull does in this step.
-    """
-
+    # By share of the learning rate.
     scalars: dict[float | None, tuple[Tensor, ...]]
     steps: Steps | None
 

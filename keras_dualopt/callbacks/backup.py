@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -90,8 +89,6 @@ class AtomicBackup(keras.callbacks.Callback):
         self._part = self._path.with_name(f"{name}.part{_ENDING}")
         self._every = every
         self._keep = keep
-        self._trained = self._written = 0
-        self._rate: float | None = None
 
     def on_train_begin(self, logs: object = None) -> None:
         """Read what a run that was killed has left."""
@@ -234,12 +231,12 @@ class AtomicBackup(keras.callbacks.Callback):
         self._written = epoch
 
 
-def _iterations(optimizer: Any) -> int:
+def _iterations(optimizer: keras.optimizers.Optimizer) -> int:
     # `int` refuses a variable that MirroredStrategy has on every device.
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
-def _rate(optimizer: Any) -> float | None:
+def _rate(optimizer: keras.optimizers.Optimizer) -> float | None:
     """Return a learning rate that is a number; `None`: a schedule."""
     rate = getattr(optimizer, "learning_rate", None)
     if not isinstance(rate, keras.Variable):
@@ -247,7 +244,7 @@ def _rate(optimizer: Any) -> float | None:
     return float(keras.ops.convert_to_numpy(rate))
 
 
-def _name(optimizer: Any) -> str:
+def _name(optimizer: keras.optimizers.Optimizer) -> str:
     name = type(optimizer).__name__
     inner = getattr(optimizer, "inner_optimizer", None)
     return name if inner is None else f"{name}({_name(inner)})"

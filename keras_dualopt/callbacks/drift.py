@@ -98,24 +98,16 @@ class Drift(keras.callbacks.Callback):
         self.every = every
         self.file = file
         self.record: DriftRecord | None = None
-        self._measure: Measure | None = None
-        self._open: Snapshot | None = None
-        self._next = 0
-        self._passed = 0
-        self._position = 0
-        self._block = 1
-        self._length: int | None = None
-        self._latest: dict[str, float] = {}
 
     def on_train_begin(self, logs: object = None) -> None:
         """Find the optimizer, before any time is spent."""
         optimizer_of(self.model, beside_others=True)
-        self._measure = None
-        self._open = None
+        self._measure: Measure | None = None
+        self._open: Snapshot | None = None
         self._next = self._passed = self._position = 0
-        self._block = self.model.steps_per_execution
-        self._length = (self.params or {}).get("steps")
-        self._latest = {}
+        self._block: int = self.model.steps_per_execution
+        self._length: int | None = (self.params or {}).get("steps")
+        self._latest: dict[str, float] = {}
 
     # `on_train_batch_end` stays Keras' own: a callback that overrides it makes
     # `fit` wait for the device after every step (torch, JAX). What a step did
@@ -124,7 +116,10 @@ class Drift(keras.callbacks.Callback):
         """Close a sample, open one; between samples, do nothing."""
         self._position = batch
         step = self._passed + batch
-        due = step >= self._next or self._is_last(batch)
+        last = self._length is not None and (
+            batch + self._block >= self._length
+        )
+        due = step >= self._next or last
         if self._open is None and not due:
             return
         # JAX brings the state back here.
@@ -135,7 +130,8 @@ class Drift(keras.callbacks.Callback):
             self._next = (step // self.every + 1) * self.every
         if self._open is not None:
             # No update yet; the learning rate may be another by now.
-            self._open = self._open._replace(rate=rate_of(optimizer))
+            values, iterations, _ = self._open
+            self._open = Snapshot(values, iterations, rate_of(optimizer))
         elif due:
             # TensorFlow builds the optimizer in the first step.
             measure = self._measured()
@@ -167,11 +163,6 @@ class Drift(keras.callbacks.Callback):
                 del logs["reach_used"]
         if self.file is not None:
             self.record.save(self.file)
-
-    def _is_last(self, batch: int) -> bool:
-        return self._length is not None and (
-            batch + self._block >= self._length
-        )
 
     def _close(self) -> None:
         """Measure, if the step has taken place."""

@@ -7,11 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import Tensor
+from keras_dualopt.backend import Array, Tensor
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import layers_of
 from keras_dualopt.pull import Level
-from keras_dualopt.sources import Array
 
 LOG_KEYS = (
     "drift",
@@ -32,15 +31,10 @@ def present(variable: keras.Variable) -> Tensor:
 
 
 class Snapshot(NamedTuple):
-    """θ_{t−1}, and what the step from there to θ_t will be taken with.
+    """θ_{t−1}, and what the step from there to θ_t will be taken with."""
 
-    Args:
-        values: A real copy of each weight, by the variable's id: the live
-            buffer is moved in place on torch and donated on JAX.
-        iterations: The number of updates before the step.
-        rate: η_t.
-    """
-
+    # By the variable's id, real copies: the live buffer is moved in place on
+    # torch and donated on JAX.
     values: dict[int, Tensor]
     iterations: int
     rate: float
@@ -91,9 +85,6 @@ class Measure:
 
     In fine-tune mode these are the layers with an anchor or a pull, in scratch
     mode all of them.
-
-    Args:
-        optimizer: A built DualOpt.
     """
 
     def __init__(self, optimizer: DualOpt) -> None:

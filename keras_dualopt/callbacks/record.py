@@ -6,8 +6,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from keras_dualopt.backend import Array
 from keras_dualopt.callbacks.measure import LOG_KEYS, Sample
-from keras_dualopt.sources import Array
 
 QUANTITIES = (
     "drift",

@@ -185,7 +185,7 @@ class Retention(keras.callbacks.Callback):
         )
 
 
-def _check_task(data: Mapping[str, Any], model: Any) -> None:
+def _check_task(data: Mapping[str, Any], model: object) -> None:
     """Refuse arrays that are not in one tuple with their labels."""
     if model is not None and not isinstance(model, keras.Model):
         raise TypeError(

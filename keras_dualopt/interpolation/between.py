@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_dualopt.backend import engine
+from keras_dualopt.backend import Array, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import LayerDepth, layer_depth
 from keras_dualopt.lookup import holder_of
@@ -15,7 +15,6 @@ from keras_dualopt.plan import look_new, role
 from keras_dualopt.pull import compute_dtype
 from keras_dualopt.settings import is_number
 from keras_dualopt.sources import (
-    Array,
     Source,
     check_source,
     numpy_value,
@@ -121,12 +120,7 @@ def put(variables: list[keras.Variable], values: list[Array]) -> None:
 
 
 def find_way(model: keras.Model, source: Source) -> Way:
-    """Find θ₀ for every pretrained weight.
-
-    Raises:
-        ValueError: If one has none.
-        TypeError: If the source is of another kind.
-    """
+    """Find θ₀ for every pretrained weight."""
     settle(model)
     optimizer = holder_of(model) if source is None else unwrapped(source)
     if isinstance(optimizer, DualOpt):

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -94,7 +94,10 @@ _TRAINED = (
 )
 
 
-def _clock(model: keras.Model) -> tuple[Any, int]:
+_Clock: TypeAlias = tuple[keras.optimizers.Optimizer | None, int]
+
+
+def _clock(model: keras.Model) -> _Clock:
     """Return the optimizer that trains a model, and how many steps it took."""
     settle(model)
     optimizer = getattr(model, "optimizer", None)
@@ -103,7 +106,7 @@ def _clock(model: keras.Model) -> tuple[Any, int]:
     return optimizer, int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
-def _trained_since(clock: tuple[Any, int], model: keras.Model) -> bool:
+def _trained_since(clock: _Clock, model: keras.Model) -> bool:
     (before, first), (now, steps) = clock, _clock(model)
     return steps != (first if now is before else 0)
 
