@@ -109,9 +109,7 @@ class _Calls:
             return hooks.outputs_of(operation, args, kwargs)
         if not isinstance(operation, keras.layers.Layer):
             return self._operation(operation, args, kwargs)
-        units = self._structure.units_of(operation.weights)
-        hides = len(units) > 1 or isinstance(operation, keras.Model)
-        if hides or not (units or hooks.package(type(operation)) == "keras"):
+        if not self._is_one(operation):
             return self._open(operation, args, kwargs)
         with self._shapes():
             outputs = hooks.outputs_of(operation, args, kwargs)
@@ -140,6 +138,16 @@ class _Calls:
         return self._made(first, end)
 
     # Layers that are one unit.
+
+    def _is_one(self, layer: keras.layers.Layer) -> bool:
+        """Tell a layer that is one unit from one that holds others."""
+        units = [*self._structure.units_of(layer.weights)]
+        if len(units) > 1 or isinstance(layer, keras.Model):
+            return False
+        if hooks.package(type(layer)) == "keras" or hooks.own_variables(layer):
+            return True
+        roots = [self._structure.unit_roots[unit].layer for unit in units]
+        return layer in roots
 
     def _reads_of(
         self, layer: keras.layers.Layer, args: Any, kwargs: Any
