@@ -35,7 +35,7 @@ def graph_of_calls(structure: Structure) -> Graph:
 
 
 def _calls_of(structure: Structure) -> "_Calls":
-    """Return the calls of the model; of several lengths, those guessed least.
+    """Return the calls of the model; of several lengths, the least doubtful.
 
     A layer may take some lengths of sequences and images and refuse others.
     """
@@ -48,9 +48,9 @@ def _calls_of(structure: Structure) -> "_Calls":
             # Layers raise what they like where a length does not suit.
             reason = _reason(error)
             continue
-        if best is None or calls.guessed < best.guessed:
+        if best is None or calls.doubt < best.doubt:
             best = calls
-        if not best.guessed:
+        if best.doubt == (0, 0):
             return best
     if best is None:
         best = _Calls(structure)
@@ -77,8 +77,9 @@ class _Calls:
 
     def __init__(self, structure: Structure) -> None:
         self.graph = Graph()
-        # How many units lie in the order in which they were made.
-        self.guessed = 0
+        # How many layers are taken in the order in which they were made, and
+        # how many in the one in which they are called.
+        self.doubt = (0, 0)
         self._structure = structure
         # Where tensors come from. They are kept, so that no id comes back.
         self._sources: dict[int, tuple[Any, Sources]] = {}
@@ -245,6 +246,8 @@ class _Calls:
                 outputs = layer.output
             end = self.add_as_made(layer, end, _reason(error))
         else:
+            made, called = self.doubt
+            self.doubt = made, called + 1
             if hooks.package(type(layer)) not in ("keras", "keras_hub"):
                 self._in_a_row[self._path(layer)] = _reason(why)
         return self._made(outputs, end)
@@ -273,9 +276,10 @@ class _Calls:
     ) -> Sources:
         """Add the layers of a layer in the order in which they were made."""
         self._untraced[self._path(layer)] = reason
+        made, called = self.doubt
+        self.doubt = made + 1, called
         for unit in self._structure.units_of(layer.weights):
             end = (self.graph.add([unit], end),)
-            self.guessed += 1
         return end
 
     # Tensors.
