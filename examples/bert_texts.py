@@ -9,21 +9,20 @@ learns which of eight verdicts a review ends with and then takes the preset's
 place: what it still knows of that is measured after each epoch. The reviews are
 made up from a few words; the new task is to tell good ones from bad ones.
 
-It prints what is pulled and how far it may go, writes the picture of how far
-each layer went (`out/bert.png`), and a file without a second copy of the
-weights (`out/bert.keras`). Needs `pip install keras-hub matplotlib`.
+How it is tuned and shipped stands in `hub_finetune.py`. It prints what is
+pulled and how far it may go, writes the picture of how far each layer went
+(`out/bert.png`), and a file without a second copy of the weights
+(`out/bert.keras`). Needs `pip install keras-hub matplotlib`.
 """
 
-import argparse
 import itertools
-from pathlib import Path
 
 import keras
 import keras_hub
 import numpy as np
+from hub_finetune import compiled, finetune, make_parser, reached
 
-from keras_dualopt import DualOpt, save_without_anchors
-from keras_dualopt.callbacks import Drift, Retention
+from keras_dualopt.callbacks import Retention
 
 PRESET = "bert_tiny_en_uncased"
 OPENINGS = ("we had", "this was", "a friend found", "they made")
@@ -69,15 +68,6 @@ def small_classifier(classes=2, backbone=None):
     )
 
 
-def compiled(classifier, optimizer):
-    classifier.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return classifier
-
-
 def pretrained_small(epochs):
     """Return a classifier on a backbone that knows a task, and a callback."""
     texts, ending, _ = reviews()
@@ -88,50 +78,18 @@ def pretrained_small(epochs):
 
 
 def pretrained(small, epochs):
-    if not small:
-        try:
-            classifier = keras_hub.models.TextClassifier.from_preset(
-                PRESET, num_classes=2
-            )
-        except OSError as error:
-            print(f"{PRESET} cannot be reached: {error}\nA small BERT instead.")
-        else:
-            return classifier, []
-    return pretrained_small(epochs)
+    task = keras_hub.models.TextClassifier
+    classifier = None if small else reached(task, PRESET, 2)
+    return pretrained_small(epochs) if classifier is None else (classifier, [])
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser = make_parser(__doc__)
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
-
     classifier, callbacks = pretrained(options.small, options.epochs)
-    drift = Drift(every=5)
-    optimizer = DualOpt(1e-3, reach=0.05)
-    compiled(classifier, optimizer)
-    optimizer.build(classifier.trainable_variables)
-    optimizer.summary()
     texts, _, good = reviews()
-    classifier.fit(
-        texts,
-        good,
-        batch_size=16,
-        epochs=options.epochs,
-        callbacks=[drift, *callbacks],
-        verbose=2,
-    )
-
-    picture, file = options.out / "bert.png", options.out / "bert.keras"
-    drift.plot(path=picture)
-    save_without_anchors(classifier, file)
-    shipped = keras.models.load_model(file)
-    named = np.argmax(shipped.predict(texts[:16], verbose=0), axis=1)
-    print(f"The shipped file names {np.mean(named == good[:16]):.0%} of 16")
-    print(f"How far each layer went: {picture}. The model: {file}.")
+    finetune(classifier, (texts, good), 16, callbacks, options, "bert")
 
 
 if __name__ == "__main__":

@@ -42,12 +42,13 @@ def draw_curve(axes, name, knob, points):
         )
 
 
-def draw_picture(curves, chosen, before, seeds, path):
+def draw_picture(curves, chosen, defaults, before, seeds, path):
     """Draw the styles, and beside them the trade-off.
 
     Args:
         curves: {(optimizer, knob): [(value, kept, learned), ...]}, in percent.
         chosen: The highlighted points (kept, learned), one an optimizer.
+        defaults: The point of DualOpt as it comes.
         before: The accuracy on the old styles before fine-tuning, in percent.
         seeds: Over how many seeds the points are means.
         path: Where the PNG goes.
@@ -58,6 +59,13 @@ def draw_picture(curves, chosen, before, seeds, path):
     axes = right.subplots()
     for (name, knob), points in curves.items():
         draw_curve(axes, name, knob, points)
+    axes.plot(
+        *defaults,
+        color=LOOKS["DualOpt"]["color"],
+        marker="D",
+        linestyle="none",
+        label="DualOpt as it comes",
+    )
     if chosen:
         axes.scatter(
             *zip(*chosen, strict=True),

@@ -8,22 +8,18 @@ The preset is ViT-B/16, pretrained on ImageNet (340 MB; on a CPU take `--images
 blocks first learns the digits 0 to 4 and then takes the preset's place: what
 it still knows of them is measured after each epoch.
 
-It prints what is pulled and how far it may go, writes the picture of how far
-each layer went (`out/vit.png`), and a file without a second copy of the
-weights (`out/vit.keras`). Needs `pip install keras-hub scikit-learn
-matplotlib`.
+How it is tuned and shipped stands in `hub_finetune.py`. It prints what is
+pulled and how far it may go, writes the picture of how far each layer went
+(`out/vit.png`), and a file without a second copy of the weights
+(`out/vit.keras`). Needs `pip install keras-hub scikit-learn matplotlib`.
 """
-
-import argparse
-from pathlib import Path
 
 import keras
 import keras_hub
-import numpy as np
+from hub_finetune import compiled, finetune, make_parser, reached
 from sklearn.datasets import load_digits
 
-from keras_dualopt import DualOpt, save_without_anchors
-from keras_dualopt.callbacks import Drift, Retention
+from keras_dualopt.callbacks import Retention
 
 PRESET = "vit_base_patch16_224_imagenet"
 CLASSES = 5
@@ -59,15 +55,6 @@ def small_classifier(backbone=None):
     )
 
 
-def compiled(classifier, optimizer):
-    classifier.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return classifier
-
-
 def pretrained_small(epochs):
     """Return a classifier on a backbone that knows 0 to 4, and a callback."""
     old = compiled(small_classifier(), keras.optimizers.Adam(1e-3))
@@ -76,50 +63,19 @@ def pretrained_small(epochs):
 
 
 def pretrained(small, epochs):
-    if not small:
-        try:
-            classifier = keras_hub.models.ImageClassifier.from_preset(
-                PRESET, num_classes=CLASSES
-            )
-        except OSError as error:
-            print(f"{PRESET} cannot be reached: {error}\nA small ViT instead.")
-        else:
-            return classifier, []
-    return pretrained_small(epochs)
+    task = keras_hub.models.ImageClassifier
+    classifier = None if small else reached(task, PRESET, CLASSES)
+    return pretrained_small(epochs) if classifier is None else (classifier, [])
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--small", action="store_true")
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, metavar="N")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("out"))
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
-
     classifier, callbacks = pretrained(options.small, options.epochs)
-    drift = Drift(every=5)
-    optimizer = DualOpt(1e-3, reach=0.05)
-    compiled(classifier, optimizer)
-    optimizer.build(classifier.trainable_variables)
-    optimizer.summary()
-    classifier.fit(
-        *digits(5, options.images),
-        batch_size=32,
-        epochs=options.epochs,
-        callbacks=[drift, *callbacks],
-        verbose=2,
-    )
-
-    picture, file = options.out / "vit.png", options.out / "vit.keras"
-    drift.plot(path=picture)
-    save_without_anchors(classifier, file)
-    images, labels = digits(5, 16)
-    shipped = keras.models.load_model(file)
-    named = np.argmax(shipped.predict(images, verbose=0), axis=1)
-    print(f"The shipped file names {np.mean(named == labels):.0%} of 16 images")
-    print(f"How far each layer went: {picture}. The model: {file}.")
+    data = digits(5, options.images)
+    finetune(classifier, data, 32, callbacks, options, "vit")
 
 
 if __name__ == "__main__":

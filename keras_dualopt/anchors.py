@@ -1,15 +1,27 @@
-"""The life of θ₀: captured once, kept, moved on request, dropped to ship."""
+"""The life of θ₀: captured once, kept, moved on request, dropped to ship.
 
+What is captured is what the weights happen to be at the first step. What looks
+wrong with it is said there: weights that are not finite, that look new, or
+that another DualOpt has moved already.
+"""
+
+import logging
+import warnings
+import weakref
+import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import engine
-from keras_dualopt.plan import Row
+from keras_dualopt.backend import Array, Strategy, Tensor, engine
+from keras_dualopt.caller import stacklevel
+from keras_dualopt.plan import Row, layers_of, look_new
+from keras_dualopt.sources import check_finite
+
+_log = logging.getLogger("keras_dualopt")
 
 # What the anchors hold; saved with them.
 NOT_TAKEN, TAKEN, DROPPED = 0, 1, 2
@@ -36,7 +48,7 @@ class Anchors:
         add: Callable[[keras.Variable], keras.Variable],
         remove: Callable[[keras.Variable], None],
         flag: keras.Variable,
-        units: keras.Variable | None = None,
+        units: keras.Variable | None,
     ) -> None:
         self.rows = rows
         self.anchored = [row for row in rows if row.anchored]
@@ -44,14 +56,17 @@ class Anchors:
         self.units = units
         # θ₀ of weights without a row here, by their place in the model, on
         # the host: for the optimizer that trains them again.
-        self.carried: dict[str, Any] = {}
+        self.carried: dict[str, Array] = {}
         self._add = add
         self._remove = remove
         self._known_taken = False
-        self.dropped = False
-        self._make()
+        self._looked = False
+        # Some weights as `fit` left them: (row, value, distance from θ₀).
+        self._left: list[tuple[Row, Array, float]] = []
+        self.make()
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Make room for θ₀, the first time and after `drop`."""
         self.dropped = False
         for row in self.anchored:
             row.anchor = self._add(row.variable)
@@ -64,19 +79,14 @@ class Anchors:
     def set_state(self, state: int) -> None:
         """Say what the anchors hold."""
         self._known_taken = False
-        engine.copy_value(
-            self.flag, ops.convert_to_tensor(state, self.flag.dtype)
-        )
+        engine.copy_value(self.flag, state)
 
-    def check(self, look: Callable[[Sequence[Any]], None]) -> None:
+    def check(self, new_stage: bool) -> None:
         """Refuse what cannot be anchored at, before a step moves anything.
 
         Args:
-            look: Called with the present weights (on the host), if this is
-                the first step and they are at hand.
-
-        Raises:
-            ValueError: If the anchors were dropped, or θ₀ does not fit them.
+            new_stage: Whether a person has said that the weights are what to
+                anchor at, whoever has trained them.
         """
         if self.dropped:
             raise ValueError(
@@ -85,6 +95,8 @@ class Anchors:
                 "to anchor at the current weights, or "
                 "`optimizer.anchor_at(model_or_weights_file)`."
             )
+        if self._left:
+            self._warn_if_exchanged()
         if self._known_taken:
             return
         flag = engine.concrete(self.flag)
@@ -95,9 +107,11 @@ class Anchors:
             return
         values = [engine.concrete(row.variable) for row in self.anchored]
         if not any(value is None for value in values):
-            self._check_fits(values)
+            for row, value in zip(self.anchored, values, strict=True):
+                assert row.anchor is not None
+                check_exact(value, row.anchor.dtype, row)
             self._check_sizes(values)
-            look(values)
+            self._look_at(values, new_stage)
         elif any(
             row.anchor is not None and row.anchor.dtype != row.variable.dtype
             for row in self.anchored
@@ -108,13 +122,7 @@ class Anchors:
                 "other processes. Pass `anchor_dtype=None`."
             )
 
-    def _check_fits(self, values: Sequence[Any]) -> None:
-        """Prove that the anchors' dtype holds the values exactly."""
-        for row, value in zip(self.anchored, values, strict=True):
-            assert row.anchor is not None
-            check_exact(value, row.anchor.dtype, row)
-
-    def _check_sizes(self, values: Sequence[Any]) -> None:
+    def _check_sizes(self, values: Sequence[Array]) -> None:
         """Refuse to measure a distance in weights that are all 0."""
         if self.units is not None and not any(np.any(v) for v in values):
             raise ValueError(
@@ -122,7 +130,7 @@ class Anchors:
                 "in every weight to be trained. Give `reach` as a distance."
             )
 
-    def capture(self, strategy: Any) -> None:
+    def capture(self, strategy: Strategy) -> None:
         """Take θ₀, before a step moves anything, if it is the first."""
         engine.capture(
             self.flag,
@@ -152,11 +160,11 @@ class Anchors:
             sizes = self._sizes([slot.value for slot in self.slots])
             engine.copy_value(self.units, sizes)
 
-    def _sizes(self, values: Sequence[Any]) -> Any:
+    def _sizes(self, values: Sequence[Tensor]) -> Tensor:
         """Return the rms of θ₀ by unit; where it is 0, its neighbours'."""
         assert self.units is not None
         count = self.units.shape[0]
-        squares: list[Any] = [0.0] * count
+        squares: list[Tensor] = [0.0] * count
         numbers = [0] * count
         depth = [0.0] * count
         for row in self.rows:
@@ -186,26 +194,29 @@ class Anchors:
         )
         return ops.where(there, sizes, around)
 
-    def move_to(self, values: Sequence[Any], carried: dict[str, Any]) -> None:
+    def move_to(
+        self, values: Sequence[Array | None], carried: dict[str, Array]
+    ) -> None:
         """Anchor at other values, one for each row; `None`: not anchored.
 
         Raises:
             ValueError: If the anchors' dtype does not hold them exactly;
                 nothing is changed then.
         """
-        for row, value in zip(self.rows, values, strict=True):
-            if row.anchor is not None:
-                check_exact(np.asarray(value), row.anchor.dtype, row)
-        self._check_sizes([value for value in values if value is not None])
-        for row, value in zip(self.rows, values, strict=True):
-            if row.anchor is not None:
-                engine.copy_value(
-                    row.anchor,
-                    ops.convert_to_tensor(value, row.anchor.dtype),
-                )
+        moved = [
+            (row, row.anchor, value)
+            for row, value in zip(self.rows, values, strict=True)
+            if row.anchor is not None and value is not None
+        ]
+        for row, anchor, value in moved:
+            check_exact(value, anchor.dtype, row)
+        self._check_sizes([value for _, _, value in moved])
+        for _, anchor, value in moved:
+            engine.copy_value(anchor, value)
         self.carried = carried
         self.measure()
         self.set_state(TAKEN)
+        self.expect_new_weights()
 
     def drop(self) -> None:
         """Free the memory of θ₀."""
@@ -219,18 +230,129 @@ class Anchors:
         self.dropped = True
         self.set_state(DROPPED)
 
-    def revive(self) -> None:
-        """Make room for θ₀ again after `drop`."""
-        if self.dropped:
-            self._make()
+    # What looks wrong.
+
+    def _look_at(self, values: Sequence[Array], new_stage: bool) -> None:
+        """Say at the first step what is anchored; warn where it looks wrong."""
+        for row, value in zip(self.anchored, values, strict=True):
+            check_finite(value, row.path, "Load the weights again.")
+        if self._looked:
+            return  # A step is traced more than once.
+        self._looked = True
+        layers = layers_of(self.rows)
+        head = [layer[0].layer for layer in layers if layer[0].relative is None]
+        _log.info(
+            "%d of %d trained layers are anchored at their present weights; "
+            "taken for the new head: %s.",
+            sum(any(row.anchored for row in layer) for layer in layers),
+            len(layers),
+            ", ".join(head) or "none",
+        )
+        fresh = look_new(self.anchored, values)
+        if fresh:
+            warnings.warn(
+                "These layers count as pretrained, but look as if they were "
+                f"never trained: {_some(fresh)}. They are anchored at their "
+                "random weights. If they are new, name them: "
+                "`optimizer.bind(model, head=[...])` before training.",
+                stacklevel=stacklevel(),
+            )
+        moved = [
+            row.path
+            for row, value in zip(self.anchored, values, strict=True)
+            if _was_moved(row, value)
+        ]
+        if moved and not new_stage:
+            warnings.warn(
+                "Another DualOpt has trained these weights already, and the "
+                "new one anchors at where it left them: "
+                f"{_some(moved)}. To keep the pretrained weights as anchors, "
+                "call `new.anchor_at(old)` before training; `anchor_at()` says "
+                "that a new stage is meant.",
+                stacklevel=stacklevel(),
+            )
+
+    def note_left(self) -> None:
+        """Remember where training has left some of the weights."""
+        self._left = []
+        for row in self._watched():
+            value = engine.concrete(row.variable)
+            anchor = None
+            if row.anchor is not None:
+                anchor = engine.concrete(row.anchor)
+            if value is None or anchor is None:
+                continue
+            value = np.array(value)
+            way = float(np.max(np.abs(value - anchor.astype(value.dtype))))
+            if way > 0.0:
+                self._left.append((row, value, way))
+                _note(row, value, moved=True)
+
+    def note_restored(self) -> None:
+        """Remember that any weights but θ₀ were moved, as they are read."""
+        for row in self._watched():
+            anchor = np.asarray(engine.concrete(row.anchor))
+            _note(row, anchor.astype(row.variable.dtype), moved=False)
+
+    def expect_new_weights(self) -> None:
+        """Find nothing wrong with weights that are not those left behind."""
+        self._left = []
+
+    def _warn_if_exchanged(self) -> None:
+        """Warn where weights were exchanged since, and θ₀ was not."""
+        left, self._left = self._left, []
+        for row, value, way in left:
+            now = engine.concrete(row.variable)
+            # Not what interpolation or an earlier epoch's weights are.
+            if now is not None and np.max(np.abs(now - value)) > 4.0 * way:
+                warnings.warn(
+                    f"{row.path!r} and perhaps others were given new values "
+                    "after training began; the pull leads back to the anchors "
+                    "of before. Call `optimizer.anchor_at()` to anchor at the "
+                    "new weights.",
+                    stacklevel=stacklevel(),
+                )
+                return
+
+    def _watched(self) -> list[Row]:
+        """Return a few small weights: all would be a copy of the model."""
+        sizes = [int(np.prod(row.variable.shape)) for row in self.anchored]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        return [self.anchored[i] for i in order if sizes[i] > 1][:_WATCHED]
 
 
-def check_exact(value: Any, dtype: str, row: Row) -> None:
-    """Refuse to hold θ₀ in a dtype that would round it.
+_WATCHED = 16
 
-    Raises:
-        ValueError: Naming the weight and how far off its θ₀ would be.
-    """
+# Values by which a new optimizer tells tuned weights from pretrained ones: by
+# the variable's id, the variable, a digest, and whether it is of a value that a
+# DualOpt has moved the weight to, or of the one that it has moved it from.
+_noted: dict[int, tuple[weakref.ref[keras.Variable], int, bool]] = {}
+
+
+def _note(row: Row, value: Array, moved: bool) -> None:
+    key = id(row.variable)
+    gone = weakref.ref(row.variable, lambda _: _noted.pop(key, None))
+    _noted[key] = gone, _digest(value), moved
+
+
+def _was_moved(row: Row, value: Array) -> bool:
+    if id(row.variable) not in _noted:
+        return False
+    variable, digest, moved = _noted[id(row.variable)]
+    return variable() is row.variable and (_digest(value) == digest) == moved
+
+
+def _digest(value: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(value).tobytes())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_exact(value: Array, dtype: str, row: Row) -> None:
+    """Refuse to hold θ₀ in a dtype that would round it."""
     if dtype == row.variable.dtype:
         return
     wide = np.asarray(value).astype("float32")

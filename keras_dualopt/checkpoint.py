@@ -8,31 +8,49 @@ which weight it belongs to, by the weight's place in the model's structure, and
 has a checksum: HDF5 would hand out a damaged θ₀ without a word.
 """
 
-import dataclasses
 import json
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
 
 from keras_dualopt.anchors import TAKEN, check_exact
+from keras_dualopt.backend import Array
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row
+from keras_dualopt.sources import numpy_value
+
+# What Keras hands to `save_own_variables`: an entry of its own, or a dict.
+Store: TypeAlias = MutableMapping[str, Array]
 
 _MANIFEST = "dualopt"
 _FLAG = "anchors_taken"
-# θ₀'s sizes: measured anew in the anchors where a file's are others'.
-_DERIVED = ("reach_units",)
 _FORMAT = 2
 _CHECKSUM_BYTES = 4
-_DAMAGED = "The file is damaged; use an earlier checkpoint."
 
 
-@dataclasses.dataclass
-class Table:
+class State(NamedTuple):
+    """A state that was read: what its arrays are, and the arrays."""
+
+    manifest: dict[str, Any]
+    arrays: dict[str, Array]
+
+    @property
+    def flag(self) -> int:
+        """What the anchors hold."""
+        return int(self.arrays[_FLAG])
+
+    @property
+    def carried(self) -> dict[str, Array]:
+        """θ₀ of weights that were not trained, by their keys."""
+        keys = self.manifest.get("carried", ())
+        return {k: self.arrays[f"carried.{n}"] for n, k in enumerate(keys)}
+
+
+class Table(NamedTuple):
     """An optimizer's variables by what they are.
 
     Args:
@@ -50,21 +68,18 @@ class Table:
 def table(
     rows: Sequence[Row],
     variables: Sequence[keras.Variable],
-    holders: Sequence[Any],
-    scalars: Mapping[str, Any],
+    holders: Sequence[keras.optimizers.Optimizer],
+    scalars: Mapping[str, object],
 ) -> Table:
     """Return every optimizer variable by what it is.
 
-    Args:
-        rows: The trained weights.
-        variables: The optimizer's variables, all of them.
-        holders: The objects whose attributes hold lists of them.
-        scalars: Known single variables; entries that are not variables (a
-            learning rate schedule) are passed over.
+    `holders` have attributes with lists of `variables`; of `scalars`, what is
+    no variable (a learning rate schedule) is passed over.
     """
     slots: dict[str, list[keras.Variable | None]] = {}
+    own = {id(variable) for variable in variables}
     for holder in holders:
-        slots.update(_slots_of(holder, len(rows), variables))
+        slots.update(_slots_of(holder, len(rows), own))
     slots["anchors"] = [row.anchor for row in rows]
     named = {
         name: value
@@ -79,14 +94,13 @@ def table(
 
 
 def _slots_of(
-    holder: Any, count: int, members: Iterable[keras.Variable]
+    holder: keras.optimizers.Optimizer, count: int, own: set[int]
 ) -> dict[str, list[keras.Variable | None]]:
     """Return the attributes of an optimizer that hold one variable a weight.
 
     Keras' optimizers keep `self._momentums[i]` for weight i; the attribute's
     name is the same on every backend, which a variable's name is not.
     """
-    own = {id(variable) for variable in members}
     slots = {}
     for name, value in vars(holder).items():
         if not isinstance(value, list | tuple) or len(value) != count:
@@ -100,35 +114,43 @@ def _slots_of(
 
 
 def match(
-    table: Table, state: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[tuple[keras.Variable, Any]]:
+    table: Table, state: State, settings: Mapping[str, Any]
+) -> list[tuple[keras.Variable, Array]]:
     """Return which array goes into which variable, having checked all.
 
     Raises:
         ValueError: Naming the first thing that does not fit. Nothing has been
             written then.
     """
-    manifest, arrays = state["manifest"], state["arrays"]
-    _match_settings(settings, manifest["settings"])
+    manifest, arrays = state
+    saved_settings = manifest["settings"]
+    for name in ("mode", "base"):
+        if settings[name] != saved_settings.get(name):
+            raise _misfit(
+                f"It must be that of a DualOpt with {name}="
+                f"{settings[name]!r}. Received: one with {name}="
+                f"{saved_settings.get(name)!r}. Compile with the same {name} "
+                "before loading, or load the weights alone."
+            )
     order = _match_owners(table.rows, manifest["owners"])
     # Sizes of layers are numbered by depth, which may be another here.
     same_units = all(
         manifest["owners"][place].get("unit") == row.unit
         for place, row in zip(order, table.rows, strict=True)
     )
-    pairs: list[tuple[keras.Variable, Any]] = []
+    found: list[tuple[str, keras.Variable, Array]] = []
     for name, variable in table.scalars.items():
         if name == "learning_rate" and name not in arrays:
             continue  # The file's rate was a schedule, this one is a number.
-        if name in _DERIVED and not (name in arrays and same_units):
-            continue
+        if name == "reach_units" and not (name in arrays and same_units):
+            continue  # Measured anew in the anchors.
         if name not in arrays:
-            raise ValueError(
-                f"Expected: the state {name!r}. Received: a file without it. "
-                "It was written by an optimizer with another base."
+            raise _misfit(
+                f"It has no {name!r}: it was written by an optimizer with "
+                "another base."
             )
-        pairs.append((variable, _fitting(name, variable, arrays[name])))
-    without_anchors = flag_of(state) != TAKEN
+        found.append((name, variable, arrays[name]))
+    without_anchors = state.flag != TAKEN
     for name, column in table.slots.items():
         if name == "anchors" and without_anchors:
             continue
@@ -137,41 +159,37 @@ def match(
             place = order[index]
             row = table.rows[index]
             if (slot is None) != (place not in saved):
-                raise ValueError(
-                    f"Expected: {'no' if slot is None else 'a'} {name!r} for "
-                    f"weight {row.path!r}. Received: a file "
+                raise _misfit(
+                    f"It must have {'no' if slot is None else 'a'} {name!r} "
+                    f"for weight {row.path!r}. Received: a file "
                     f"{'without' if slot is not None else 'with'} one. It was "
                     "written by an optimizer with other arguments (base, "
                     "exclude, depth, head, use_ema, "
                     "gradient_accumulation_steps)."
                 )
             if slot is not None:
-                label = f"{name} of {row.path}"
                 array = arrays[f"{name}.{place}"]
                 if name == "anchors":
                     check_exact(array, slot.dtype, row)
-                pairs.append((slot, _fitting(label, slot, array)))
+                found.append((f"{name} of {row.path}", slot, array))
     unknown = [n for n in manifest["slots"] if n not in table.slots]
     if unknown:
-        raise ValueError(
-            f"Expected: the state {sorted(table.slots)}. Received: a file that "
-            f"holds {unknown[0]!r} besides. It was written by an optimizer "
-            "with other arguments; build this one with the same."
+        raise _misfit(
+            f"It holds {unknown[0]!r} beside {sorted(table.slots)}: it was "
+            "written by an optimizer with other arguments. Build this one "
+            "with the same."
         )
-    return pairs
-
-
-def _match_settings(
-    settings: Mapping[str, Any], saved: Mapping[str, Any]
-) -> None:
-    for name in ("mode", "base"):
-        if settings[name] != saved.get(name):
-            raise ValueError(
-                f"Expected: the state of a DualOpt with {name}="
-                f"{settings[name]!r}. Received: one with {name}="
-                f"{saved.get(name)!r}. Compile with the same {name} before "
-                "loading, or load the weights alone."
+    for name, variable, array in found:
+        if tuple(array.shape) != tuple(variable.shape):
+            raise _misfit(
+                f"The {name} must have shape {tuple(variable.shape)}. "
+                f"Received: shape {tuple(array.shape)}."
             )
+    return [(variable, array) for _, variable, array in found]
+
+
+def _misfit(text: str) -> ValueError:
+    return ValueError(f"The state in the file does not fit. {text}")
 
 
 def _match_owners(
@@ -182,16 +200,16 @@ def _match_owners(
     for row in rows:
         shape = tuple(row.variable.shape)
         if row.key not in position:
-            raise ValueError(
-                f"Expected: the state of weight {row.path!r} (place "
+            raise _misfit(
+                f"It must have the state of weight {row.path!r} (place "
                 f"{row.key!r}). Received: a file of {len(saved)} weights "
                 "without it: another model, or another choice of trainable "
                 f"weights; this one has {len(rows)}."
             )
         entry = saved[position[row.key]]
         if tuple(entry["shape"]) != shape:
-            raise ValueError(
-                f"Expected: weight {row.path!r} of shape {shape}. "
+            raise _misfit(
+                f"Weight {row.path!r} must have shape {shape}. "
                 f"Received: {entry['path']!r} of shape "
                 f"{tuple(entry['shape'])} in its place. If the head is new "
                 "(`skip_mismatch=True`), load the weights into the model "
@@ -200,8 +218,8 @@ def _match_owners(
     if len(saved) != len(rows):
         own = {row.key for row in rows}
         first = next(entry for entry in saved if entry["key"] not in own)
-        raise ValueError(
-            f"Expected: the state of {len(rows)} weights. Received: a file "
+        raise _misfit(
+            f"It must have the state of {len(rows)} weights. Received: a file "
             f"of {len(saved)}; {first['path']!r} is not trained here. Make "
             "the same weights trainable before loading, or carry the anchors "
             "over with `anchor_at(old_optimizer)`."
@@ -209,21 +227,12 @@ def _match_owners(
     return [position[row.key] for row in rows]
 
 
-def _fitting(name: str, variable: keras.Variable, array: Any) -> Any:
-    if tuple(array.shape) != tuple(variable.shape):
-        raise ValueError(
-            f"Expected: {name} of shape {tuple(variable.shape)}. Received: "
-            f"shape {tuple(array.shape)}."
-        )
-    return array
-
-
 def write(
     table: Table,
-    store: Any,
+    store: Store,
     flag: int,
     settings: Mapping[str, Any],
-    carried: Mapping[str, Any],
+    carried: Mapping[str, Array],
 ) -> None:
     """Write the state into a mapping of arrays (Keras' store or a dict).
 
@@ -233,18 +242,13 @@ def write(
     if flag != TAKEN:
         slots.pop("anchors", None)
         carried = {}
-    entries: dict[str, Any] = dict(table.scalars)
+    entries: dict[str, keras.Variable | Array] = dict(table.scalars)
     for name, column in slots.items():
         for index, slot in enumerate(column):
             if slot is not None:
                 entries[f"{name}.{index}"] = slot
     for index, value in enumerate(carried.values()):
         entries[f"carried.{index}"] = value
-    checksums = {}
-    for key, entry in entries.items():
-        array = _array(entry)
-        checksums[key] = _checksum(array)
-        store[key] = array
     manifest = {
         "format": _FORMAT,
         "settings": dict(settings),
@@ -257,47 +261,41 @@ def write(
             }
             for row in table.rows
         ],
-        "scalars": list(table.scalars),
         "slots": {
             name: [index for index, v in enumerate(column) if v is not None]
             for name, column in slots.items()
         },
-        "checksums": checksums,
     }
     if carried:
         manifest["carried"] = list(carried)
-    _write_manifest(manifest, store)
+    _put(manifest, entries, store)
 
 
-def rewrite(
-    state: Mapping[str, Any], store: Any, learning_rate: float | None = None
-) -> None:
+def rewrite(state: State, store: Store, learning_rate: float | None) -> None:
     """Write a state that was read, with a rate that was assigned since."""
-    manifest, arrays = state["manifest"], dict(state["arrays"])
+    arrays = dict(state.arrays)
     if learning_rate is not None and "learning_rate" in arrays:
         rate = np.full_like(arrays["learning_rate"], learning_rate)
         arrays["learning_rate"] = rate
-        checksums = {**manifest["checksums"], "learning_rate": _checksum(rate)}
-        manifest = {**manifest, "checksums": checksums}
-    for key, array in arrays.items():
+    _put(state.manifest, arrays, store)
+
+
+def _put(
+    manifest: Mapping[str, Any],
+    entries: Mapping[str, keras.Variable | Array],
+    store: Store,
+) -> None:
+    checksums = {}
+    for key, entry in entries.items():
+        array = numpy_value(entry)
+        checksums[key] = _checksum(array)
         store[key] = array
-    _write_manifest(manifest, store)
-
-
-def _write_manifest(manifest: Mapping[str, Any], store: Any) -> None:
-    text = json.dumps(manifest).encode()
+    text = json.dumps({**manifest, "checksums": checksums}).encode()
     text += zlib.crc32(text).to_bytes(_CHECKSUM_BYTES, "big")
     store[_MANIFEST] = np.frombuffer(text, dtype="uint8")
 
 
-def _array(entry: Any) -> Any:
-    if isinstance(entry, np.ndarray):
-        return entry
-    # A copy: on torch and TensorFlow the array may share the live buffer.
-    return np.array(keras.ops.convert_to_numpy(entry.value))
-
-
-def read(store: Any) -> dict[str, Any] | None:
+def read(store: Store) -> State | None:
     """Read a state into memory; `None` if another optimizer wrote it.
 
     Raises:
@@ -306,47 +304,48 @@ def read(store: Any) -> dict[str, Any] | None:
     keys = set(store.keys())
     if _MANIFEST not in keys:
         if _FLAG in keys:  # A name of ours: other optimizers count theirs.
-            raise ValueError(
-                "Expected: a description of DualOpt's state beside it. "
-                f"Received: {len(keys)} arrays without one. {_DAMAGED}"
+            raise _damaged(
+                f"It must have a description. Received: {len(keys)} arrays "
+                "without one."
             )
         return None
-    manifest = _manifest(bytes(np.asarray(store[_MANIFEST])))
-    version = manifest["format"]
-    if version != _FORMAT:
-        raise ValueError(
-            f"Expected: DualOpt's state in format {_FORMAT}. Received: format "
-            f"{version!r}. Read it with the keras-dualopt that wrote it."
-        )
-    arrays = {}
-    for key, checksum in manifest["checksums"].items():
-        if key not in keys:
-            raise ValueError(
-                f"Expected: {key!r} in DualOpt's state. Received: a file "
-                f"without it. {_DAMAGED}"
-            )
-        arrays[key] = np.array(store[key])
-        if _checksum(arrays[key]) != checksum:
-            raise ValueError(
-                f"Expected: {key!r} of DualOpt's state as it was written. "
-                f"Received: one with another checksum. {_DAMAGED}"
-            )
-    return {"manifest": manifest, "arrays": arrays}
-
-
-def _manifest(data: bytes) -> dict[str, Any]:
+    data = bytes(np.asarray(store[_MANIFEST]))
     text, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     # The checksum of nothing is 0, which zeros would pass.
     if not text or zlib.crc32(text) != int.from_bytes(checksum, "big"):
-        raise ValueError(
-            "Expected: an intact description of DualOpt's state. Received: "
-            f"{len(data)} bytes with another checksum. {_DAMAGED}"
+        raise _damaged(
+            f"The checksum of its description ({len(data)} bytes) is not the "
+            "one it was written with."
         )
-    manifest: dict[str, Any] = json.loads(text)
-    return manifest
+    manifest = json.loads(text)
+    version = manifest["format"]
+    if version != _FORMAT:
+        raise ValueError(
+            f"DualOpt's state must be in format {_FORMAT}. Received: format "
+            f"{version!r}. Read it with the keras-dualopt that wrote it."
+        )
+    arrays = {}
+    for key, expected in manifest["checksums"].items():
+        if key not in keys:
+            raise _damaged(
+                f"It must have {key!r}. Received: a file without it."
+            )
+        arrays[key] = np.array(store[key])
+        if _checksum(arrays[key]) != expected:
+            raise _damaged(
+                f"The checksum of {key!r} is not the one it was written with."
+            )
+    return State(manifest, arrays)
 
 
-def _checksum(array: Any) -> int:
+def _damaged(text: str) -> ValueError:
+    return ValueError(
+        f"DualOpt's state in the file is damaged. {text} Use an earlier "
+        "checkpoint."
+    )
+
+
+def _checksum(array: Array) -> int:
     # What the bytes mean as well: in HDF5 one bit turns their order around.
     meaning = f"{array.dtype.str} {array.dtype.name} {array.shape}"
     return zlib.crc32(
@@ -355,26 +354,12 @@ def _checksum(array: Any) -> int:
     )
 
 
-def flag_of(state: Mapping[str, Any]) -> int:
-    """Return what the anchors of a state hold."""
-    return int(state["arrays"][_FLAG])
-
-
-def carried_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return θ₀ of weights that were not trained, by their keys."""
-    keys = state["manifest"].get("carried", ())
-    return {
-        key: state["arrays"][f"carried.{index}"]
-        for index, key in enumerate(keys)
-    }
-
-
 def warn_foreign(count: int, trained: bool) -> None:
     """Say that a file held no state of ours, where that may surprise."""
     if not count and not trained:
         return  # Pretrained weights, read before training: nothing is lost.
     warnings.warn(
-        "Expected: the state of a DualOpt. Received: a file with "
+        "The file has no state of a DualOpt. Received: "
         + (
             f"{count} arrays of another optimizer, or of a LossScaleOptimizer "
             "around one (`restore_optimizer` reads that)"

@@ -1,19 +1,22 @@
 """Files: without the anchors, to ship; and into a compiled model, to go on."""
 
-import contextlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import keras
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from keras_dualopt import checkpoint
+from keras_dualopt.backend import Array
 from keras_dualopt.lookup import optimizer_of
-from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.wrapping import settle
+
+if TYPE_CHECKING:
+    import h5py
 
 _KERAS, _WEIGHTS = ".keras", ".weights.h5"
 # Where Keras puts things: a `.keras` file is a zip with a weights file inside,
@@ -62,34 +65,24 @@ def save_without_anchors(
             "mode, where there are no anchors. Call `model.save`."
         )
     settle(model)
-    with _without_anchors(model.optimizer, optimizer):
-        if kind == _KERAS:
-            model.save(path)
-        else:
-            model.save_weights(path)
-
-
-@contextlib.contextmanager
-def _without_anchors(outer: Any, optimizer: DualOpt) -> Iterator[None]:
-    """Let the optimizer say, while it is saved, that its anchors are gone.
-
-    They are not: dropping and remaking them would leave compiled steps with
-    variables that are no longer there.
-    """
+    outer = model.optimizer
     rows = optimizer.rows if optimizer.built else []
     kept = {id(row.anchor) for row in rows if row.anchor is not None}
 
-    def save(store: Any) -> None:
+    def save_outer(store: checkpoint.Store) -> None:
         shipped = [v for v in outer.variables if id(v) not in kept]
         for number, variable in enumerate(shipped):
             store[str(number)] = keras.ops.convert_to_numpy(variable.value)
 
     if outer is not optimizer:
         # LossScaleOptimizer writes its inner optimizer's variables once more.
-        vars(outer)["save_own_variables"] = save
+        vars(outer)["save_own_variables"] = save_outer
     try:
         with optimizer.without_anchors():
-            yield
+            if kind == _KERAS:
+                model.save(path)
+            else:
+                model.save_weights(path)
     finally:
         vars(outer).pop("save_own_variables", None)
 
@@ -131,11 +124,16 @@ def restore_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
         (group for group in groups.values() if checkpoint.read(group)), None
     )
     if found is None:
+        count = sum(map(len, groups.values()))
         raise ValueError(
-            f"{os.fspath(path)!r} must hold the state of a DualOpt. "
-            f"Received: {_contents(groups)}. Save the model with `save`, or "
-            "its weights with `save_weights`, while it is compiled with "
-            "DualOpt."
+            f"{os.fspath(path)!r} must hold the state of a DualOpt. Received: "
+            + (
+                f"a file with {count} arrays of another optimizer"
+                if count
+                else "a file without an optimizer"
+            )
+            + ". Save the model with `save`, or its weights with "
+            "`save_weights`, while it is compiled with DualOpt."
         )
     settle(model)
     outer = model.optimizer
@@ -160,38 +158,27 @@ def _kind(path: str | os.PathLike[str]) -> str:
     )
 
 
-def _read_groups(
-    path: str | os.PathLike[str],
-) -> dict[str, dict[str, Any]]:
+def _read_groups(path: str | os.PathLike[str]) -> dict[str, dict[str, Array]]:
     """Return what a file holds for its optimizer, by group."""
     import h5py
 
-    kind = _kind(path)
-    with contextlib.ExitStack() as stack:
-        source: Any = os.fspath(path)
-        if kind == _KERAS:
-            archive = stack.enter_context(zipfile.ZipFile(source))
+    source: str | io.BytesIO = os.fspath(path)
+    if _kind(path) == _KERAS:
+        with zipfile.ZipFile(source) as archive:
             # HDF5 seeks back and forth, which a zip member does slowly.
             source = io.BytesIO(archive.read(_MEMBER))
-        file = stack.enter_context(h5py.File(source, "r"))
+    with h5py.File(source, "r") as file:
         return {
-            name: {key: _array(entry) for key, entry in file[name].items()}
+            name: {
+                key: np.array(entry, dtype=_dtype(entry))
+                for key, entry in file[name].items()
+            }
             for name in (_GROUP, _INNER_GROUP)
             if name in file
         }
 
 
-def _array(entry: Any) -> Any:
-    if entry.attrs.get("dtype") == "bfloat16":
-        # HDF5 knows no bfloat16: Keras notes it beside the bytes.
-        import ml_dtypes
-
-        return np.array(entry, dtype=ml_dtypes.bfloat16)
-    return np.array(entry)
-
-
-def _contents(groups: dict[str, dict[str, Any]]) -> str:
-    count = sum(len(group) for group in groups.values())
-    if not count:
-        return "a file without an optimizer"
-    return f"a file with {count} arrays of another optimizer"
+def _dtype(entry: "h5py.Dataset") -> npt.DTypeLike | None:
+    """Return bfloat16, which Keras notes beside the bytes; else `None`."""
+    narrow = entry.attrs.get("dtype") == "bfloat16"
+    return ml_dtypes.bfloat16 if narrow else None

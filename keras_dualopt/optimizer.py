@@ -1,25 +1,24 @@
 """DualOpt: any Keras optimizer's step, and a pull in the same step."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
-import logging
 import math
 import numbers
 import sys
 import warnings
 import weakref
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import keras
-import numpy as np
 
 from keras_dualopt import checkpoint, sources, wrapping
 from keras_dualopt.anchors import DROPPED, NOT_TAKEN, TAKEN, Anchors
-from keras_dualopt.backend import engine
+from keras_dualopt.backend import Array, Tensor, engine
 from keras_dualopt.bases import PaperRule, accepted
+from keras_dualopt.bases.paper_rule import LearningRate
 from keras_dualopt.caller import argument, stacklevel
 from keras_dualopt.depth import (
     LayerDepth,
@@ -32,14 +31,13 @@ from keras_dualopt.depth import (
 from keras_dualopt.plan import (
     Row,
     aliases_of,
-    layers_of,
-    look_new,
     make_rows,
     names_of,
 )
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
+    Head,
     Mode,
     Reach,
     Settings,
@@ -47,38 +45,36 @@ from keras_dualopt.settings import (
     peak_learning_rate,
     reference_rate,
 )
+from keras_dualopt.sources import Source
 from keras_dualopt.summary import summary_table
-
-_log = logging.getLogger("keras_dualopt")
 
 
 class _Parts:
     """What `build` makes; one object, for Keras' trackers to leave alone."""
 
+    # Made after the rows; nothing asks for them before.
+    anchors: Anchors
+    pull: Pull
+
     def __init__(self, depth: LayerDepth, rows: list[Row]) -> None:
         self.depth = depth
         self.rows = rows
-        self.anchors: Any = None
-        self.pull: Any = None
-        self.looked = False
-        # Some weights as `fit` left them: (row, value, distance from θ₀).
-        self.left: list[tuple[Row, Any, float]] = []
 
 
+@dataclasses.dataclass
 class _Pending:
     """What was asked for before there were variables to do it with.
 
     An object, because Keras' saver would enter a model kept as an attribute.
     """
 
-    def __init__(self) -> None:
-        self.state: dict[str, Any] | None = None
-        # Whether one that does not fit is to be passed over.
-        self.may_mismatch = False
-        self.source: Any = None
-        self.has_source = False
-        # What was said after the state was read, and wins over it.
-        self.learning_rate: float | None = None
+    state: checkpoint.State | None = None
+    # Whether one that does not fit is to be passed over.
+    may_mismatch: bool = False
+    source: Source | sources.Earlier = None
+    has_source: bool = False
+    # What was said after the state was read, and wins over it.
+    learning_rate: float | None = None
 
 
 def _setting(name: str) -> Any:
@@ -196,7 +192,7 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def __init__(
         self,
-        learning_rate: Any = None,
+        learning_rate: LearningRate | None = None,
         mode: Mode = "finetune",
         base: str | keras.optimizers.Optimizer = "adam",
         rollback: float | None = None,
@@ -248,7 +244,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._reference_given = reference_learning_rate is not None
         self._warned_of_rate = False
         self._stage_is_meant = False
-        self._head: Any = None
+        self._head: Head = None
         self._names: dict[str, str] | None = None
         self._parts: _Parts | None = None
         self._pending = _Pending()
@@ -275,14 +271,14 @@ class DualOpt(wrapping.WrappingOptimizer):
         return self._settings
 
     @property
-    def depth(self) -> Any:
+    def depth(self) -> Depth:
         """The `LayerDepth` in force; before `build`, the argument."""
         if self._parts is None:
             return self.settings.depth
         return self._parts.depth
 
     @depth.setter
-    def depth(self, value: Any) -> None:
+    def depth(self, value: Depth) -> None:
         self._change_setting("depth", value)
 
     @property
@@ -291,33 +287,28 @@ class DualOpt(wrapping.WrappingOptimizer):
         return self._reference
 
     @property
-    def learning_rate(self) -> Any:
+    def learning_rate(self) -> Tensor:
         """η_t: the variable, or the schedule's present value."""
         return super().learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
-        follows = not isinstance(learning_rate, keras.Variable)
-        peak = self._peak_of(learning_rate) if follows else None
-        self.set_learning_rate(learning_rate)
-        if peak is not None:
-            self._follow_rate(peak)
-
-    def _peak_of(self, learning_rate: Any) -> float | None:
-        """Return the highest rate there will be, where the pull needs it."""
+    def learning_rate(
+        self, learning_rate: LearningRate | keras.Variable
+    ) -> None:
+        follows = self._reference is not None and not self._reference_given
+        peak = None
         if isinstance(learning_rate, numbers.Real):
-            return float(learning_rate)
-        if self._reference is None or self._reference_given:
-            return None
-        return peak_learning_rate(learning_rate)
+            peak = float(learning_rate)
+        elif follows and not isinstance(learning_rate, keras.Variable):
+            peak = peak_learning_rate(learning_rate)
+        self.set_learning_rate(learning_rate)
+        if peak is not None and self._pending.state is not None:
+            self._pending.learning_rate = peak
+        if follows and peak is not None and 0.0 < peak < math.inf:
+            self._follow_rate(peak)
 
     def _follow_rate(self, rate: float) -> None:
         """Let η follow a rate given before the first step; warn of a later."""
-        if self._pending.state is not None:
-            self._pending.learning_rate = rate
-        given = self._reference is None or self._reference_given
-        if given or not 0.0 < rate < math.inf:
-            return
         assert self._reference is not None
         if not self._has_stepped():
             # A callback that warms up begins below the rate that is meant.
@@ -342,10 +333,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         if self._parts is None:
             return self._pending.state is not None
         self.settle()
-        state: int = self._parts.anchors.state
-        return state != NOT_TAKEN
+        return self._parts.anchors.state != NOT_TAKEN
 
-    def _change_setting(self, name: str, value: Any) -> None:
+    def _change_setting(self, name: str, value: object) -> None:
         if "_settings" not in self.__dict__:
             return  # Keras' constructor sets `weight_decay`; ours comes later.
         if name == "mode":
@@ -379,16 +369,13 @@ class DualOpt(wrapping.WrappingOptimizer):
             accepted.step_bound(self._holder.base)
             self._reference, self._reference_given = None, False
         elif self._reference is None and settings.mode == "finetune":
-            self._reference = reference_rate(settings, None, self._rate())
+            rate = wrapping.own_learning_rate(self, self.mode)
+            self._reference = reference_rate(settings, None, rate)
         self._settings = settings
         if name in ("exclude", "depth"):
             self._names = None  # It was said of today's names.
 
-    def _rate(self) -> Any:
-        """Return the learning rate as it was given."""
-        return wrapping.own_learning_rate(self, self.mode)
-
-    def bind(self, model: keras.Model, head: Any = None) -> Self:
+    def bind(self, model: keras.Model, head: Head = None) -> Self:
         """Name the model whose weights will be trained; return the optimizer.
 
         Needed only where the model cannot be found by itself, or where its
@@ -460,24 +447,21 @@ class DualOpt(wrapping.WrappingOptimizer):
         parts = self._built("anchors")
         units = {row.unit for row in parts.rows} - {None}
         with engine.replicated(self.strategy):
-            flag, *sizes = (
-                self.add_variable(
-                    shape=shape,
-                    dtype=dtype,
-                    aggregation="only_first_replica",
-                    name=name,
-                )
-                for name, shape, dtype in [
-                    ("anchors_taken", (), "int32"),
-                    ("reach_units", (len(units),), "float32"),
-                ][: 2 if units else 1]
+            add = functools.partial(
+                self.add_variable, aggregation="only_first_replica"
             )
+            flag = add(shape=(), dtype="int32", name="anchors_taken")
+            sizes = None
+            if units:
+                sizes = add(
+                    shape=(len(units),), dtype="float32", name="reach_units"
+                )
         parts.anchors = Anchors(
             parts.rows,
             lambda variable: self.add_like(variable, self.anchor_dtype),
             self.forget,
             flag,
-            *sizes,
+            sizes,
         )
         self._make_pull()
         _built.add(self)
@@ -498,8 +482,8 @@ class DualOpt(wrapping.WrappingOptimizer):
                     f"{error}",
                     stacklevel=stacklevel(),
                 )
-        if self._pending.has_source:
-            self._move_anchors(self._pending.source)
+        if pending.has_source:
+            self._move_anchors(pending.source)
             self._pending = _Pending()
 
     def _find_model(
@@ -543,12 +527,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     # The step: θ₀, the base's step, the pull.
 
     def check_start(self) -> None:
-        """Refuse to train, before a step moves anything.
-
-        Raises:
-            ValueError: If the anchors were dropped, do not hold θ₀ exactly, or
-                what was given before `build` was refused.
-        """
+        """Refuse to train, before a step moves anything."""
         if self._pending.state is not None or self._pending.has_source:
             raise ValueError(
                 "The state or the anchors given before the optimizer was built "
@@ -556,10 +535,7 @@ class DualOpt(wrapping.WrappingOptimizer):
                 "fits, or make a new optimizer."
             )
         if self.mode == "finetune":
-            parts = self._built("anchors")
-            parts.anchors.check(self._look_at)
-            if parts.left:
-                self._check_left()
+            self._built("anchors").anchors.check(self._stage_is_meant)
 
     def before_step(self) -> None:
         """Take θ₀ in the first step."""
@@ -569,8 +545,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     @property
     def pull(self) -> Pull:
         """θ_pre ↦ θ_pre − ρ (θ_pre − a), for every variable."""
-        pull: Pull = self._built("pull").pull
-        return pull
+        return self._built("pull").pull
 
     def _make_pull(self) -> None:
         parts = self._built("pull")
@@ -591,54 +566,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._make_pull()
         self.retrace()
 
-    def _look_at(self, values: Sequence[Any]) -> None:
-        """Say at the first step what is anchored; warn where it looks wrong."""
-        parts = self._built("anchors")
-        rows = parts.anchors.anchored
-        for row, value in zip(rows, values, strict=True):
-            if not np.isfinite(np.asarray(value, dtype="float32")).all():
-                raise ValueError(
-                    "The pretrained weights must be finite. Received: NaN or "
-                    f"infinity in {row.path!r}. Load the weights again."
-                )
-        if parts.looked:
-            return  # A step is traced more than once.
-        parts.looked = True
-        layers = layers_of(parts.rows)
-        head = [layer[0].layer for layer in layers if layer[0].relative is None]
-        count = sum(any(row.anchored for row in layer) for layer in layers)
-        _log.info(
-            "%d of %d trained layers are anchored at their present weights; "
-            "taken for the new head: %s.",
-            count,
-            len(layers),
-            ", ".join(head) or "none",
-        )
-        fresh = look_new(rows, values)
-        if fresh:
-            warnings.warn(
-                "These layers count as pretrained, but look as if they were "
-                f"never trained: {_some(fresh)}. They are anchored at their "
-                "random weights. If they are new, name them: "
-                "`optimizer.bind(model, head=[...])` before training.",
-                stacklevel=stacklevel(),
-            )
-        moved = [
-            row.path
-            for row, value in zip(rows, values, strict=True)
-            if _was_left(row, value)
-        ]
-        if moved and not self._stage_is_meant:
-            warnings.warn(
-                "Another DualOpt has trained these weights already, and the "
-                "new one anchors at where it left them: "
-                f"{_some(moved)}. To keep the pretrained weights as anchors, "
-                "call `new.anchor_at(old)` before training; `anchor_at()` says "
-                "that a new stage is meant.",
-                stacklevel=stacklevel(),
-            )
-
-    def finalize_variable_values(self, var_list: Any) -> None:
+    def finalize_variable_values(
+        self, var_list: Sequence[keras.Variable]
+    ) -> None:
         """At the end of `fit`: averages into the model, and a last look."""
         super().finalize_variable_values(var_list)
         model = training_model()
@@ -654,44 +584,7 @@ class DualOpt(wrapping.WrappingOptimizer):
                 stacklevel=stacklevel(),
             )
         if self._parts is not None and self.mode == "finetune":
-            self._note_left()
-
-    def _note_left(self) -> None:
-        """Remember where `fit` has left the weights."""
-        parts = self._built("anchors")
-        parts.left = []
-        for row in _watched(parts.anchors.anchored):
-            if row.anchor is None:
-                continue
-            value = engine.concrete(row.variable)
-            anchor = engine.concrete(row.anchor)
-            if value is None or anchor is None:
-                continue
-            value = np.array(value)
-            way = float(np.max(np.abs(value - anchor.astype(value.dtype))))
-            if way > 0.0:
-                parts.left.append((row, value, way))
-                digest = _digest(value)
-                _note(row, functools.partial(_is, digest))
-
-    def _check_left(self) -> None:
-        """Warn where weights were exchanged since, and θ₀ was not."""
-        parts = self._built("anchors")
-        left, parts.left = parts.left, []
-        for row, value, way in left:
-            now = engine.concrete(row.variable)
-            if now is None:
-                continue
-            # Not what interpolation or an earlier epoch's weights are.
-            if np.max(np.abs(np.array(now) - value)) > 4.0 * way:
-                warnings.warn(
-                    f"{row.path!r} and perhaps others were given new values "
-                    "after training began; the pull leads back to the anchors "
-                    "of before. Call `optimizer.anchor_at()` to anchor at the "
-                    "new weights.",
-                    stacklevel=stacklevel(),
-                )
-                return
+            self._parts.anchors.note_left()
 
     # The anchors' public life.
 
@@ -713,11 +606,15 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        parts = self._built("anchors")
+        return [row.anchor for row in self._settled("anchors").rows]
+
+    def _settled(self, what: str) -> _Parts:
+        """Bring θ₀ up to date, also before the first step."""
+        parts = self._built(what)
         self.settle()
         if not parts.anchors.dropped:
             parts.anchors.refresh()
-        return [row.anchor for row in parts.rows]
+        return parts
 
     @property
     def has_anchors(self) -> bool:
@@ -725,13 +622,13 @@ class DualOpt(wrapping.WrappingOptimizer):
         return self._stage_is_meant or self._has_stepped()
 
     @property
-    def carried(self) -> dict[str, Any]:
+    def carried(self) -> dict[str, Array]:
         """θ₀ of weights that are not trained now, by place, on the host."""
-        if self._parts is None or self._parts.anchors is None:
+        if self._parts is None:
             return {}
         return dict(self._parts.anchors.carried)
 
-    def anchor_at(self, source: Any = None) -> Self:
+    def anchor_at(self, source: Source = None) -> Self:
         """Choose new anchors; return the optimizer.
 
         Args:
@@ -758,47 +655,47 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._stage_is_meant = True
         if self._parts is not None:
             self._move_anchors(source)
-            self._parts.left = []
-        elif source is not None or self._pending.state is not None:
-            self._pending.source, self._pending.has_source = source, True
         else:
+            self._pending.source = source
             # The weights of the first step are what is taken anyway.
-            self._pending.source, self._pending.has_source = None, False
+            self._pending.has_source = not (
+                source is None and self._pending.state is None
+            )
         return self
 
-    def _move_anchors(self, source: Any) -> None:
+    def _move_anchors(self, source: Source | sources.Earlier) -> None:
         parts = self._built("anchors")
         self.settle()
-        model = self._model_reference()
-        values = sources.values_from(source, model, parts.rows)
-        carried = sources.carried_from(source, model, parts.rows)
-        dropped = parts.anchors.dropped
-        self._revive()
-        try:
-            parts.anchors.move_to(values, carried)
-        except ValueError:
-            if dropped:
-                parts.anchors.drop()
-            raise
-        if dropped:
-            self._remake_pull()
+        moved = sources.anchors_from(
+            source, self._model_reference(), parts.rows
+        )
+        with self._revived():
+            parts.anchors.move_to(*moved)
 
-    def _revive(self) -> None:
+    @contextlib.contextmanager
+    def _revived(self) -> Iterator[None]:
+        """Make room for θ₀ if it was dropped; on an error, drop it again."""
         anchors = self._built("anchors").anchors
-        if anchors.dropped:
-            anchors.revive()
-            self.track_base()  # Behind them, as in `build`.
+        if not anchors.dropped:
+            yield
+            return
+        anchors.make()
+        self.track_base()  # Behind them, as in `build`.
+        try:
+            yield
+        except ValueError:
+            anchors.drop()
+            raise
+        self._remake_pull()
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
-        parts = self._built("anchors")
+        parts = self._settled("anchors")
         if parts.anchors.dropped:
             raise ValueError(
                 "The anchors of the other DualOpt were dropped. Give a model "
                 "or a weights file instead."
             )
-        self.settle()
-        parts.anchors.refresh()
         return sources.Earlier(
             parts.rows, parts.anchors.carried, self._model_reference()
         )
@@ -884,7 +781,9 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     @classmethod
     def from_config(
-        cls, config: dict[str, Any], custom_objects: Any = None
+        cls,
+        config: dict[str, Any],
+        custom_objects: Mapping[str, type] | None = None,
     ) -> "DualOpt":
         """Return an optimizer equal to the one `get_config` was called on."""
         config = dict(config)
@@ -898,7 +797,6 @@ class DualOpt(wrapping.WrappingOptimizer):
             config["depth"] = keras.saving.deserialize_keras_object(
                 depth, custom_objects=custom_objects
             )
-        config.pop("decided", None)  # Of version 0.1.
         names = config.pop("names", None)
         given = config.pop(
             "reference_given", config.get("reference_learning_rate") is not None
@@ -910,7 +808,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         optimizer._reference_given = given
         return optimizer
 
-    def save_own_variables(self, store: Any) -> None:
+    def save_own_variables(self, store: checkpoint.Store) -> None:
         """Write the state, each entry by what it is and which weight it has."""
         if self._parts is None:
             if self._pending.has_source:
@@ -930,7 +828,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             self._table(), store, anchors.state, self._labels(), anchors.carried
         )
 
-    def load_own_variables(self, store: Any) -> None:
+    def load_own_variables(self, store: checkpoint.Store) -> None:
         """Read the state; before `build`, keep it until then.
 
         Raises:
@@ -957,62 +855,49 @@ class DualOpt(wrapping.WrappingOptimizer):
                 stacklevel=stacklevel(),
             )
             return
-        trained = self._parts is not None and (
-            self._parts.anchors.state == TAKEN
-        )
+        trained = False
         if self._parts is not None:
-            self._parts.left = []
+            trained = self._parts.anchors.state == TAKEN
+            self._parts.anchors.expect_new_weights()
         checkpoint.warn_foreign(count, trained)
 
-    def _restore(self, found: dict[str, Any]) -> None:
+    def _restore(self, found: checkpoint.State) -> None:
         parts = self._built("state")
         anchors = parts.anchors
-        flag = checkpoint.flag_of(found)
-        revived = flag != DROPPED and anchors.dropped
-        if revived:
-            self._revive()
-        try:
+        flag = found.flag
+        room = self._revived() if flag != DROPPED else contextlib.nullcontext()
+        with room:
             pairs = checkpoint.match(self._table(), found, self._labels())
-        except ValueError:
-            if revived:
-                anchors.drop()
-            raise
         sizes_found = False
         for variable, array in pairs:
             sizes_found |= variable is anchors.units
-            engine.copy_value(
-                variable, keras.ops.convert_to_tensor(array, variable.dtype)
-            )
+            engine.copy_value(variable, array)
         rate = self._pending.learning_rate
         self._pending.state = self._pending.learning_rate = None
         if flag == DROPPED:
             anchors.drop()
         else:
             anchors.set_state(flag)
-            anchors.carried = checkpoint.carried_of(found)
+            anchors.carried = found.carried
             if not sizes_found:
                 anchors.measure()
         self._restore_reference(found)
-        if revived or flag == DROPPED:
+        if flag == DROPPED:
             self._remake_pull()
-        parts.left = []
+        anchors.expect_new_weights()
         if flag == TAKEN:
-            # The weights may be read after this: any but θ₀ were moved.
-            for row in _watched(anchors.anchored):
-                anchor = np.asarray(engine.concrete(row.anchor))
-                digest = _digest(anchor.astype(row.variable.dtype))
-                _note(row, functools.partial(_is_not, digest))
+            anchors.note_restored()
         if rate is not None and self.learning_rate_is_variable():
             self.learning_rate = rate  # Assigned after the file was read.
 
-    def _restore_reference(self, found: dict[str, Any]) -> None:
+    def _restore_reference(self, found: checkpoint.State) -> None:
         """Take η over where the learning rate was, so that ρ is as before."""
-        reference = found["manifest"]["settings"].get("reference")
+        reference = found.manifest["settings"].get("reference")
         if self._reference_given or None in (reference, self._reference):
             return
         if reference == self._reference:
             return
-        if "learning_rate" not in found["arrays"] or not (
+        if "learning_rate" not in found.arrays or not (
             self.learning_rate_is_variable()
         ):
             warnings.warn(
@@ -1036,7 +921,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             parts.rows, self.variables, (self, self._holder.base), scalars
         )
 
-    def _labels(self) -> dict[str, Any]:
+    def _labels(self) -> dict[str, str | float | None]:
         return {
             "mode": self.mode,
             "base": accepted.label(self._holder.base),
@@ -1045,7 +930,7 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     # What a person sees.
 
-    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Print one table: what is pulled, how strongly, at what memory.
 
         Strengths are those at the present learning rate.
@@ -1053,10 +938,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        parts = self._built("depths")
-        self.settle()
-        if not parts.anchors.dropped:
-            parts.anchors.refresh()
+        parts = self._settled("depths")
         print_fn(
             summary_table(
                 parts.rows,
@@ -1085,7 +967,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         )
 
     def exclude_from_weight_decay(
-        self, var_list: Any = None, var_names: Any = None
+        self, var_list: object = None, var_names: object = None
     ) -> None:
         """Raise: patterns belong to the argument `exclude`."""
         raise ValueError(
@@ -1112,50 +994,3 @@ def holders(variables: Sequence[keras.Variable]) -> list[DualOpt]:
         )
         and one._has_stepped()
     ]
-
-
-# How weights were left, so that a new optimizer does not take tuned weights for
-# pretrained ones without a word: by the variable's id, the variable, and what
-# tells whether a value is one that another DualOpt has moved.
-_left: dict[int, tuple[Any, Callable[[Any], bool]]] = {}
-
-# Of so many small weights; to keep all would be another copy of the model.
-_WATCHED = 16
-
-
-def _watched(rows: Sequence[Row]) -> list[Row]:
-    large = [row for row in rows if int(np.prod(row.variable.shape)) > 1]
-    return sorted(large, key=lambda row: int(np.prod(row.variable.shape)))[
-        :_WATCHED
-    ]
-
-
-def _digest(value: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(value).tobytes())
-
-
-def _is(digest: int, value: Any) -> bool:
-    return _digest(value) == digest
-
-
-def _is_not(digest: int, value: Any) -> bool:
-    return _digest(value) != digest
-
-
-def _note(row: Row, moved: Callable[[Any], bool]) -> None:
-    key = id(row.variable)
-    gone = weakref.ref(row.variable, lambda _: _left.pop(key, None))
-    _left[key] = (gone, moved)
-
-
-def _was_left(row: Row, value: Any) -> bool:
-    variable, moved = _left.get(id(row.variable), (None, None))
-    if variable is None or variable() is not row.variable:
-        return False
-    assert moved is not None
-    return moved(value)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - 5
-    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")

@@ -5,20 +5,22 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import (
+    DepthRow,
     LayerDepth,
     depth_from_patterns,
     layer_depth,
     place_keys,
 )
 from keras_dualopt.pull import Level
-from keras_dualopt.settings import Settings
+from keras_dualopt.settings import Head, Settings
 
 # The names that Keras gives to LoRA's factors (`Layer.enable_lora`).
 _LORA_ZERO = ("lora_kernel_b", "lora_embeddings_b")
@@ -80,11 +82,6 @@ class Row:
         path: str = self.variable.path
         return path
 
-    @property
-    def role(self) -> str:
-        """What it would be pulled to; see `role`."""
-        return role(self.variable)
-
     def level(self, reach: bool) -> Level:
         """Return what `Pull` is to do with it."""
         nothing = math.inf if reach else 0.0
@@ -92,16 +89,12 @@ class Row:
         return Level(amount, self.rate, self.unit if self.pulled else None)
 
 
-# What is saved of names that patterns were written for: path by place.
-Names = Mapping[str, str]
-
-
 def make_rows(
     settings: Settings,
     model: keras.Model | None,
-    head: Any,
+    head: Head,
     variables: Sequence[keras.Variable],
-    aliases: Mapping[int, str] | None = None,
+    aliases: Mapping[int, str],
 ) -> tuple[LayerDepth, list[Row]]:
     """Decide for every variable.
 
@@ -114,13 +107,9 @@ def make_rows(
 
     Returns:
         The depths in force, and one row for each variable.
-
-    Raises:
-        ValueError: If the depths do not fit the variables, a pattern matches
-            nothing, or fine-tune mode finds nothing that was pretrained.
     """
+    scratch = settings.mode == "scratch"
     known = [*variables] if model is None else [*model.weights]
-    aliases = aliases or {}
     excluded = _by_name(
         lambda names: _excluded(settings.exclude, known, variables, names),
         aliases,
@@ -137,13 +126,12 @@ def make_rows(
             aliases,
         )
     else:
-        depth = layer_depth(model, head=() if _scratch(settings) else head)
-    if model is None:
-        places: Sequence[Any] = depth.rows  # Of patterns, in this order.
-    else:
+        depth = layer_depth(model, head=() if scratch else head)
+    places: Sequence[DepthRow] = depth.rows  # Of patterns, in order.
+    if model is not None:
         places = depth.place(model, variables)
     only_output = (
-        _scratch(settings)
+        scratch
         and not isinstance(given, Mapping)
         and len({row.index for row in depth.rows}) == 1
     )
@@ -168,25 +156,24 @@ def make_rows(
                 strength,
                 1.0 if relative is None else settings.rate(relative),
                 pulled,
-                anchored=(
-                    not _scratch(settings)
-                    and relative is not None
-                    and kind == "anchor"
-                ),
+                anchored=relative is not None
+                and kind == "anchor"
+                and not scratch,
             )
         )
-    if settings.reach_is_relative:
+    if isinstance(settings.reach, str):
         _measure_in_layers(rows)
-    if not _scratch(settings):
+    if not scratch:
         _check_something_is_pretrained(rows, depth)
     return depth, rows
 
 
-def _scratch(settings: Settings) -> bool:
-    return settings.mode == "scratch"
+_Decided = TypeVar("_Decided")
 
 
-def _by_name(decide: Callable[[Mapping[int, str]], Any], aliases: Any) -> Any:
+def _by_name(
+    decide: Callable[[Mapping[int, str]], _Decided], aliases: Mapping[int, str]
+) -> _Decided:
     """Let patterns speak of earlier names, or, if they do not, of today's."""
     try:
         return decide(aliases)
@@ -197,17 +184,14 @@ def _by_name(decide: Callable[[Mapping[int, str]], Any], aliases: Any) -> Any:
 
 
 def aliases_of(
-    names: Names | None, model: keras.Model | None
+    names: Mapping[str, str] | None, model: keras.Model | None
 ) -> dict[int, str]:
     """Return, by the variable's id, the path that each weight had before.
 
     A reloaded or cloned model loses a prefix, and automatic names are numbered
     otherwise: `dense_1` may be another layer now. Nothing where the same names
-    stand in other places, or other names: then it is another model.
-
-    Args:
-        names: The paths of a model that this one may be a copy of, by place.
-        model: The model, if it is known.
+    stand in other places, or other names: then it is another model. `names`
+    are the paths of a model that this one may be a copy of, by place.
     """
     if not names or model is None:
         return {}
@@ -282,26 +266,26 @@ def _excluded(
 def _measure_in_layers(rows: Sequence[Row]) -> None:
     """Number the layers whose size R is a share of, shallowest first."""
     for row in rows:
-        if row.pulled and row.role == "zero":
+        if row.pulled and role(row.variable) == "zero":
             raise ValueError(
                 "`reach` as a share is measured in the size of θ₀, and "
                 f"{row.path!r} has none: LoRA's factors start at 0. Give "
                 "`reach` as a distance."
             )
-    sized = [layer for layer in layers_of(rows) if _has_size(layer)]
+    sized = [
+        layer
+        for layer in layers_of(rows)
+        if any(row.pulled or row.anchored for row in layer)
+    ]
     for unit, layer in enumerate(sized):
         for row in layer:
             row.unit = unit
 
 
-def _has_size(layer: Sequence[Row]) -> bool:
-    return any(row.pulled or row.anchored for row in layer)
-
-
 def layers_of(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows by layer, shallowest first, the head last."""
     # Paths are not unique: two nested models may use the same names.
-    groups: dict[tuple[str, Any], list[Row]] = {}
+    groups: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.layer, row.relative), []).append(row)
     return sorted(
@@ -334,7 +318,7 @@ def _check_something_is_pretrained(
             "model is pretrained, say so: `optimizer.bind(model, head=())`; "
             "for a model that is not pretrained use mode='scratch'."
         )
-    if not all(row.role == "free" for row in rows):
+    if not all(role(row.variable) == "free" for row in rows):
         warnings.warn(
             "None of the trainable weights was pretrained (all of them belong "
             "to the new head, or are named as such): weight rollback does "
@@ -349,16 +333,12 @@ _STARTS = {"bias": 0.0, "beta": 0.0, "gamma": 1.0}
 _NEARLY = 1e-4
 
 
-def look_new(rows: Sequence[Row], values: Sequence[Any]) -> list[str]:
+def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
     """Return the deepest layers whose biases and scales never moved.
 
     A bias of zeros, a γ of ones with a β of zeros: what is put on top of a
     pretrained model looks like that, where layers below it do not. Inside of
     one it is no sign: attention may have been trained without a key's bias.
-
-    Args:
-        rows: Weights that count as pretrained.
-        values: Their values, arrays.
     """
     new: dict[str, float] = {}
     deepest_trained: float | None = None

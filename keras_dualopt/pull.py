@@ -6,13 +6,13 @@ AAAI 2024, arXiv:2401.10962 (OLOR), and of `DualOpt`'s docstring.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import engine
+from keras_dualopt.backend import Tensor, engine
 
 
 def rollback_strength(
@@ -20,18 +20,9 @@ def rollback_strength(
 ) -> float:
     """Return the share of the way back to θ₀ per step: strongest at the input.
 
-    Formula (OLOR Eq. 8 and 9, with `relative` in the place of i/n):
-
-        ι₂ + (1 − relative)^γ (ι₁ − ι₂)
-
-    Args:
-        relative: Relative depth in [0, 1]; 0 is the layer nearest the input.
-        rollback: ι₁, the strength at the shallowest layer, in [0, 1].
-        rollback_min: ι₂, the strength at the deepest layer, in [0, ι₁].
-        power: γ > 0.
-
-    Returns:
-        A share in [0, 1], at the reference learning rate.
+    Formula: ι₂ + (1 − r)^γ (ι₁ − ι₂) (OLOR Eq. 8 and 9), with r = `relative`
+    in the place of i/n, ι₁ = `rollback`, ι₂ = `rollback_min`, γ = `power`; at
+    the reference learning rate.
 
     Example:
     >>> rollback_strength(0.5, 0.01, 0.0, 2.0)
@@ -47,14 +38,9 @@ def decay_strength(
 ) -> float:
     """Return the weight decay at a depth: strongest at the output.
 
-    Formula: w₂ + relative^γ (w₁ − w₂), in AdamW's units: it is multiplied by
-    the learning rate.
-
-    Args:
-        relative: Relative depth in [0, 1]; 1 is the deepest layer.
-        weight_decay: w₁, the decay at the deepest layer, ≥ w₂.
-        weight_decay_min: w₂, the decay at the shallowest layer, ≥ 0.
-        power: γ > 0.
+    Formula: w₂ + r^γ (w₁ − w₂), with r = `relative`, w₁ = `weight_decay`, w₂ =
+    `weight_decay_min`, γ = `power`, in AdamW's units: it is multiplied by the
+    learning rate.
 
     Example:
     >>> decay_strength(1.0, 0.05, 0.01, 1.0)
@@ -69,14 +55,9 @@ def reach_at(
 ) -> float:
     """Return R, how far from θ₀ a weight may go: least at the input.
 
-    Formula: 1/R = 1/`reach_max` + (1 − relative)^γ (1/`reach` − 1/`reach_max`),
-    which for small ρ is `rollback_strength` with ι = η/R.
-
-    Args:
-        relative: Relative depth in [0, 1]; 0 is the layer nearest the input.
-        reach: R at the shallowest layer, ≥ 0.
-        reach_max: R at the deepest layer, ≥ `reach`; may be infinite.
-        power: γ > 0.
+    Formula: 1/R = 1/R₂ + (1 − r)^γ (1/R₁ − 1/R₂), with r = `relative`, R₁ =
+    `reach`, R₂ = `reach_max` (may be infinite), γ = `power`; for small ρ that
+    is `rollback_strength` with ι = η/R.
 
     Example:
     >>> reach_at(0.0, 0.25, 1.0, 2.0), reach_at(1.0, 0.25, 1.0, 2.0)
@@ -147,12 +128,10 @@ class Pull:
         # Whether a base's whole step must be shortened afterwards.
         self.slows = [level.rate != 1.0 for level in levels]
 
-    def ratio(self, amount: Any, rate: Any) -> Any:
+    def ratio(self, amount: Tensor, rate: Tensor) -> Tensor:
         """Return ρ in [0, 1]; 0 at a learning rate of 0 or below.
 
-        Args:
-            amount: `Level.amount`; of a relative R, times its unit.
-            rate: The learning rate at this depth, a float32 tensor.
+        Of a relative R, the amount is times its unit.
         """
         rate = ops.maximum(rate, 0.0)
         if not self.reach:
@@ -184,40 +163,37 @@ class Pull:
         units = ops.convert_to_numpy(self.units.value)
         return float(level.amount * units[level.unit])
 
-    def steps(self, learning_rate: Any, indices: Sequence[int]) -> "Steps":
+    def steps(self, learning_rate: Tensor, indices: Sequence[int]) -> "Steps":
         """Return what each level of some variables does at a learning rate.
 
         Once a step rather than once a variable: with 1,000 variables the
         scalars would be most of what is traced.
         """
         levels = sorted({self.levels[i] for i in indices}, key=str)
-        rates = [level.rate for level in levels if level.rate != 1.0]
+        slowed = [level for level in levels if level.rate != 1.0]
         pulled = [level for level in levels if self._pulls(level)]
-        # At rate 0 nothing is pulled, whatever the strength.
-        used = ops.greater(learning_rate, 0.0)
+        units = [] if self.units is None else ops.unstack(self.units.value)
         hidden = iter(
             engine.hidden_scalars(
-                [*rates, *(level.amount for level in pulled)], used
+                [
+                    *(level.rate for level in slowed),
+                    *(level.amount for level in pulled),
+                    *units,
+                ],
+                # At rate 0 nothing is pulled, whatever the strength.
+                ops.greater(learning_rate, 0.0),
             )
         )
+        factors = {level: next(hidden) for level in slowed}
+        amounts = {level: next(hidden) for level in pulled}
+        units = list(hidden)
         rate = ops.cast(learning_rate, "float32")
-        factors = {level: next(hidden) for level in levels if level.rate != 1.0}
-        own = {
-            level: ops.multiply(rate, factors[level])
-            if level in factors
-            else rate
-            for level in levels
-        }
-        units = (
-            None
-            if self.units is None
-            else engine.hidden_scalars(self.units, used)
-        )
+        own = dict.fromkeys(levels, rate)
+        for level, factor in factors.items():
+            own[level] = ops.multiply(rate, factor)
         ways = {}
-        for level in pulled:
-            amount = next(hidden)
+        for level, amount in amounts.items():
             if level.unit is not None:
-                assert units is not None
                 amount = ops.multiply(amount, units[level.unit])
             base = own[level] if self.reach else rate
             ways[level] = way(self.ratio(amount, base))
@@ -227,8 +203,8 @@ class Pull:
         return level.amount != (math.inf if self.reach else 0.0)
 
     def __call__(
-        self, index: int, value: Any, steps: "Steps", before: Any = None
-    ) -> Any:
+        self, index: int, value: Tensor, steps: "Steps", before: Tensor = None
+    ) -> Tensor:
         """Return the pulled value, in float32 or wider.
 
         Args:
@@ -257,47 +233,39 @@ class Pull:
 
 
 class Steps(NamedTuple):
-    """What one step does at each level.
+    """What one step does at each level, in float32 scalars."""
 
-    Args:
-        rates: The learning rate of each level, a float32 scalar.
-        factors: `Level.rate`, where it is not 1.
-        ways: `way(ρ)` of each level that is pulled.
-    """
-
-    rates: dict[Level, Any]
-    factors: dict[Level, Any]
-    ways: dict[Level, tuple[Any, Any]]
+    rates: dict[Level, Tensor]
+    # `Level.rate`, where it is not 1.
+    factors: dict[Level, Tensor]
+    # `way(ρ)`, where there is a pull.
+    ways: dict[Level, tuple[Tensor, Tensor]]
 
 
 # Less than any sum of a rate and a distance, and no denormal number.
 _TINY = np.float32(np.finfo("float32").tiny)
 
 
-def way(ratio: Any) -> tuple[Any, Any]:
+def way(ratio: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `pulled` needs to know of ρ, a scalar tensor in [0, 1].
 
-    Returns:
-        Whether the way ends nearer to θ_pre than to the anchor, and the factor
-        of (θ_pre − a) that leads back to its end from the nearer of the two.
+    That is whether the way ends nearer to θ_pre than to the anchor, and the
+    factor of (θ_pre − a) that leads back to its end from the nearer of the two.
     """
     near = ops.less(ratio, 0.5)
     return near, ops.where(near, ratio, ops.subtract(ratio, 1.0))
 
 
-def pulled(value: Any, anchor: Any, near: Any, share: Any) -> Any:
+def pulled(
+    value: Tensor, anchor: Tensor, near: Tensor, share: Tensor
+) -> Tensor:
     """Return θ_pre − ρ (θ_pre − a) (OLOR Eq. 5 and 6), exact at its ends.
 
     Three laws hold to the last bit: ρ = 0 returns `value`, ρ = 1 returns
     `anchor`, and `value == anchor` stays. One form alone does not keep all
     three, so the nearer end of the way is the one that is moved from:
-    θ_pre − ρ (θ_pre − a), or a − (ρ − 1)(θ_pre − a).
-
-    Args:
-        value: θ_pre, a floating-point tensor.
-        anchor: a, a tensor of the same dtype and shape, or `None` for 0.
-        near: The first of `way(ρ)`, a scalar.
-        share: The second, a scalar of the same dtype as `value`.
+    θ_pre − ρ (θ_pre − a), or a − (ρ − 1)(θ_pre − a). `near` and `share` are
+    `way(ρ)`; an anchor that is `None` is 0.
     """
     if anchor is None:
         start = ops.where(near, value, ops.zeros_like(value))

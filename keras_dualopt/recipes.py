@@ -34,7 +34,9 @@ class Recipe:
         return f"{_OLOR}, Table {self.table}, {self.dataset}, {self.backbone}"
 
 
-def _row(table: int, dataset: str, **cells: Any) -> list[Recipe]:
+def _row(
+    table: int, dataset: str, **cells: tuple[float, float]
+) -> list[Recipe]:
     return [
         Recipe(table, dataset, backbone, rollback, 0.0, power)
         for backbone, (rollback, power) in cells.items()
@@ -113,13 +115,14 @@ def recipe(
         for row in RECIPES
         if (row.table, row.backbone) == (table, backbone)
     }
+    names = ", ".join(row.dataset.lower() for row in rows.values())
     if table == 7 and rows:
         rows.setdefault("pacs", rows["supervised"])
     if _key(dataset) not in rows:
         raise ValueError(
             f"`dataset` must be a row of OLOR's Table {table} for "
             f"{backbone!r}: "
-            f"{', '.join(_names(table, backbone)) or 'it has none'}. "
+            f"{names or 'it has none'}. "
             f"Received: {dataset!r}."
         )
     row = rows[_key(dataset)]
@@ -131,14 +134,6 @@ def recipe(
     }
 
 
-def _names(table: int, backbone: str) -> list[str]:
-    return [
-        row.dataset.lower()
-        for row in RECIPES
-        if (row.table, row.backbone) == (table, backbone)
-    ]
-
-
-def _key(name: Any) -> str:
+def _key(name: str) -> str:
     """Return a name without what people write differently."""
     return "".join(letter for letter in str(name).lower() if letter.isalnum())

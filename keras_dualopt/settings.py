@@ -3,15 +3,17 @@
 Errors come before anything is touched; what is kept here is valid.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias, TypeGuard
 
 import keras
 import numpy as np
 
+from keras_dualopt.bases.paper_rule import LearningRate
 from keras_dualopt.depth import LayerDepth
 from keras_dualopt.pull import decay_strength, reach_at, rollback_strength
 
@@ -19,20 +21,33 @@ schedules = keras.optimizers.schedules
 
 Mode: TypeAlias = Literal["finetune", "scratch"]
 Depth: TypeAlias = LayerDepth | Mapping[str, float | None] | None
+# Layers, variables, names or patterns; `()`: nothing; `None`: to be found.
+_Part: TypeAlias = keras.layers.Layer | keras.Variable | str
+Head: TypeAlias = _Part | Sequence[_Part] | None
 # A distance, or a share of the weights' own size such as "20%".
 Reach: TypeAlias = float | str
 
-MODES = ("finetune", "scratch")
-ANCHOR_DTYPES = ("bfloat16", "float16")
-
-# What `None` means, and which mode an argument belongs to.
-_LEVELS = {
-    "rollback": ("finetune", 0.01),
-    "rollback_min": ("finetune", 0.0),
-    "weight_decay": ("scratch", 0.05),
-    "weight_decay_min": ("scratch", 0.0),
+# By mode: the other one, what belongs to it, and what to use in its place.
+_FOREIGN = {
+    "finetune": (
+        "scratch",
+        ("weight_decay", "weight_decay_min"),
+        "Use `rollback` or `reach` here; for a decay of the base's own, "
+        "`base=keras.optimizers.AdamW(weight_decay=...)`.",
+    ),
+    "scratch": (
+        "finetune",
+        ("rollback", "rollback_min", "reach", "reach_max", "anchor_dtype"),
+        "Use `weight_decay` and `weight_decay_min` here.",
+    ),
 }
-_FINETUNE_ONLY = ("reach", "reach_max", "anchor_dtype")
+# What `None` means.
+_LEVELS = {
+    "rollback": 0.01,
+    "rollback_min": 0.0,
+    "weight_decay": 0.05,
+    "weight_decay_min": 0.0,
+}
 _POWER = {"finetune": 2.0, "scratch": 1.0}
 
 # `reach_max=None`. Layers near the output keep what a shared head, an
@@ -42,13 +57,7 @@ REACH_MAX = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The validated arguments; one that does not apply is `None`.
-
-    Raises:
-        ValueError: If a value is out of its range, belongs to the other mode
-            or excludes another one.
-        TypeError: If a value is of a kind that no argument takes.
-    """
+    """The validated arguments; one that does not apply is `None`."""
 
     mode: Mode = "finetune"
     rollback: float | None = None
@@ -65,17 +74,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check everything, and write the defaults in."""
-        if self.mode not in MODES:
+        if self.mode not in (*_FOREIGN,):
             raise ValueError(
                 f"`mode` must be 'finetune' or 'scratch'. Received: "
                 f"mode={self.mode!r}."
             )
-        self._check_mode()
+        mode, names, remedy = _FOREIGN[self.mode]
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` belongs to mode {mode!r}. Received: {name}="
+                    f"{value!r} in mode {self.mode!r}. {remedy}"
+                )
         if self.reach is None and self.reach_max is None:
-            for name, (mode, default) in _LEVELS.items():
-                if mode == self.mode:
-                    value = _number(name, getattr(self, name), default)
-                    self._write(name, value)
             self._check_levels()
         else:
             self._check_reach()
@@ -94,7 +106,7 @@ class Settings:
                 f"shallow_rate={self.shallow_rate!r}."
             )
         self._write("shallow_rate", rate)
-        if self.anchor_dtype not in (None, *ANCHOR_DTYPES):
+        if self.anchor_dtype not in (None, "bfloat16", "float16"):
             raise ValueError(
                 "`anchor_dtype` must be None (the weights' own), 'bfloat16' or "
                 f"'float16'. Received: anchor_dtype={self.anchor_dtype!r}."
@@ -102,33 +114,13 @@ class Settings:
         self._write("exclude", _patterns(self.exclude))
         self._check_depth()
 
-    def _write(self, name: str, value: Any) -> None:
+    def _write(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_mode(self) -> None:
-        belongs = {name: mode for name, (mode, _) in _LEVELS.items()}
-        belongs |= dict.fromkeys(_FINETUNE_ONLY, "finetune")
-        for name, mode in belongs.items():
-            value = getattr(self, name)
-            if mode == self.mode or value is None:
-                continue
-            if self.mode == "scratch":
-                remedy = "Use `weight_decay` and `weight_decay_min` here."
-            else:
-                remedy = (
-                    "Use `rollback` or `reach` here; for a decay of the "
-                    "base's own, `base=keras.optimizers.AdamW(weight_decay="
-                    "...)`."
-                )
-            raise ValueError(
-                f"`{name}` belongs to mode {mode!r}. Received: {name}="
-                f"{value!r} in mode {self.mode!r}. {remedy}"
-            )
-
     def _check_levels(self) -> None:
-        high_name, low_name = self.level_names
-        high, low = self.levels
-        for name, value in ((high_name, high), (low_name, low)):
+        for name in self.level_names:
+            value = _number(name, getattr(self, name), _LEVELS[name])
+            self._write(name, value)
             if value < 0.0:
                 raise ValueError(
                     f"`{name}` must be ≥ 0. Received: {name}={value!r}."
@@ -139,6 +131,7 @@ class Settings:
                     "back to the pretrained weights in one step. Received: "
                     f"{name}={value!r}."
                 )
+        (high_name, low_name), (high, low) = self.level_names, self.levels
         if low > high:
             raise ValueError(
                 f"`{low_name}` must be ≤ `{high_name}`. Received: "
@@ -199,7 +192,7 @@ class Settings:
                 "dict. `None` finds the depths by itself."
             )
         for pattern, relative in depth.items():
-            _compiled("depth", pattern)
+            _check_pattern("depth", pattern)
             if relative is None:
                 continue
             value = _number(f"depth[{pattern!r}]", relative, None)
@@ -228,20 +221,15 @@ class Settings:
             return _distance("reach", first)[0], _distance("", second)[0]
         return first, second
 
-    @property
-    def reach_is_relative(self) -> bool:
-        """Whether distances are shares of the weights' own size."""
-        return isinstance(self.reach, str)
-
     def amount(self, relative: float) -> float:
         """Return what sets ρ at a relative depth (`pull.Level.amount`)."""
-        first, second = self.levels
         assert self.power is not None
+        ends = (*self.levels, self.power)
         if self.mode == "scratch":
-            return decay_strength(relative, first, second, self.power)
+            return decay_strength(relative, *ends)
         if self.reach is not None:
-            return reach_at(relative, first, second, self.power)
-        return rollback_strength(relative, first, second, self.power)
+            return reach_at(relative, *ends)
+        return rollback_strength(relative, *ends)
 
     def rate(self, relative: float) -> float:
         """Return the share of the learning rate at a relative depth.
@@ -254,12 +242,24 @@ class Settings:
         return share
 
 
-def _number(name: str, value: Any, default: float | None) -> float:
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell a number, also one of NumPy's, from `True` and anything else."""
+    numbers = isinstance(value, int | float | np.number)
+    return numbers and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: object, of: str = "") -> None:
+    """Refuse what is no whole number ≥ 1 (of something)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a whole number{of} ≥ 1. Received: {value!r}."
+        )
+
+
+def _number(name: str, value: object, default: float | None) -> float:
     if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(
-        value, int | float | np.number
-    ):
+    if not is_number(value):
         raise TypeError(
             f"`{name}` must be a number. Received: {type(value).__name__} "
             f"{value!r}."
@@ -269,21 +269,18 @@ def _number(name: str, value: Any, default: float | None) -> float:
     return float(value)
 
 
-def _distance(name: str, value: Any) -> tuple[float, bool]:
+def _distance(name: str, value: object) -> tuple[float, bool]:
     """Return a reach as a number, and whether it is a share."""
     relative = isinstance(value, str)
-    number = value
-    if relative:
+    number = math.nan
+    if isinstance(value, str):
         text = value.strip()
-        try:
-            number = float(text.removesuffix("%")) / 100.0
-        except ValueError:
-            number = math.nan
-        if not text.endswith("%"):
-            number = math.nan
-    elif isinstance(value, bool) or not isinstance(
-        value, int | float | np.number
-    ):
+        with contextlib.suppress(ValueError):
+            if text.endswith("%"):
+                number = float(text.removesuffix("%")) / 100.0
+    elif is_number(value):
+        number = value
+    else:
         raise TypeError(
             f"`{name}` must be a number, or a share of the weights' size such "
             f"as '20%'. Received: {type(value).__name__} {value!r}."
@@ -298,7 +295,7 @@ def _distance(name: str, value: Any) -> tuple[float, bool]:
     return float(number), relative
 
 
-def _patterns(value: Any) -> tuple[str, ...]:
+def _patterns(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
@@ -310,18 +307,18 @@ def _patterns(value: Any) -> tuple[str, ...]:
         )
     patterns = tuple(value)
     for pattern in patterns:
-        _compiled("exclude", pattern)
+        _check_pattern("exclude", pattern)
     return patterns
 
 
-def _compiled(name: str, pattern: Any) -> re.Pattern[str]:
+def _check_pattern(name: str, pattern: object) -> None:
     if not isinstance(pattern, str):
         raise TypeError(
             f"`{name}` must hold regular expressions (str). Received: "
             f"{type(pattern).__name__} {pattern!r}."
         )
     try:
-        return re.compile(pattern)
+        re.compile(pattern)
     except re.error as error:
         raise ValueError(
             f"`{name}` must hold valid regular expressions. Received: "
@@ -338,12 +335,8 @@ _WAY_OUT = (
 )
 
 
-def check_learning_rate(value: Any) -> Any:
-    """Return a learning rate that an optimizer takes; a whole number as float.
-
-    Raises:
-        TypeError: If it is neither a number, a schedule nor a callable.
-    """
+def check_learning_rate(value: object) -> LearningRate | None:
+    """Return a learning rate that Keras takes; a whole number as float."""
     if isinstance(value, keras.optimizers.Optimizer):
         raise TypeError(
             "`learning_rate` must be a float, a schedule or a callable. "
@@ -362,13 +355,9 @@ def check_learning_rate(value: Any) -> Any:
 
 
 def reference_rate(
-    settings: Settings, given: Any, learning_rate: Any
+    settings: Settings, given: float | None, learning_rate: LearningRate
 ) -> float | None:
-    """Return η; `None` where the pull needs none (scratch mode, `reach`).
-
-    Raises:
-        ValueError: If one is given and not needed, or needed and not known.
-    """
+    """Return η; `None` where the pull needs none (scratch mode, `reach`)."""
     if settings.mode == "scratch" or settings.reach is not None:
         if given is not None:
             raise ValueError(
@@ -384,43 +373,30 @@ def reference_rate(
         return None
     if given is None:
         return peak_learning_rate(learning_rate)
-    return check_reference(given, "`reference_learning_rate`")
+    return _reference(given, "`reference_learning_rate`")
 
 
-def peak_learning_rate(learning_rate: Any) -> float:
+def peak_learning_rate(learning_rate: LearningRate) -> float:
     """Return η: a float itself, or a built-in schedule's highest value.
 
-    Raises:
-        ValueError: Where no peak is known (a callable, a schedule that is not
-            Keras' own, one that grows without end) or it is not positive.
+    Unknown of a callable, of a schedule of one's own, and where it grows.
     """
-    if isinstance(learning_rate, int | float):
-        peak = float(learning_rate)
-    else:
-        known = _peak_of_schedule(learning_rate)
-        if known is None:
-            raise ValueError(
-                "The pull is measured against the highest learning rate, "
-                f"which is not known of {learning_rate!r}: neither a float nor "
-                "a schedule of `keras.optimizers.schedules` that has one. "
-                + _WAY_OUT
-            )
-        peak = known
-    return check_reference(peak, "the peak of `learning_rate`")
+    peak = (
+        learning_rate
+        if is_number(learning_rate)
+        else _peak_of_schedule(learning_rate)
+    )
+    if peak is None:
+        raise ValueError(
+            "The pull is measured against the highest learning rate, which is "
+            f"not known of {learning_rate!r}: neither a float nor a schedule "
+            "of `keras.optimizers.schedules` that has one. " + _WAY_OUT
+        )
+    return _reference(float(peak), "the peak of `learning_rate`")
 
 
-def check_reference(value: Any, name: str) -> float:
-    """Return η as a float.
-
-    Raises:
-        ValueError: If it is not a finite number > 0.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | np.number)
-        or not math.isfinite(value)
-        or value <= 0
-    ):
+def _reference(value: object, name: str) -> float:
+    if not is_number(value) or not math.isfinite(value) or value <= 0:
         raise ValueError(
             f"{name} must be a finite number > 0, since the pull is measured "
             f"against it. Received: {value!r}. {_WAY_OUT}"
@@ -428,32 +404,28 @@ def check_reference(value: Any, name: str) -> float:
     return float(value)
 
 
-def _peak_of_schedule(schedule: Any) -> float | None:
+def _peak_of_schedule(
+    schedule: keras.optimizers.schedules.LearningRateSchedule,
+) -> float | None:
     # By exact class: a subclass may do anything in `__call__`.
     kind = type(schedule)
+    first = getattr(schedule, "initial_learning_rate", None)
+    peak: float | None = None
     if kind is schedules.CosineDecay:
-        start = schedule.initial_learning_rate
         target = schedule.warmup_target
-        top = start if target is None else target
-        first = start if schedule.warmup_steps > 0 else top
-        return float(max(first, top, top * schedule.alpha))
-    if kind is schedules.CosineDecayRestarts:
+        top = first if target is None else target
+        start = first if schedule.warmup_steps > 0 else top
+        peak = max(start, top, top * schedule.alpha)
+    elif kind is schedules.CosineDecayRestarts:
         config = schedule.get_config()
-        if config["m_mul"] > 1.0:
-            return None
-        return float(schedule.initial_learning_rate * max(1.0, config["alpha"]))
-    if kind is schedules.ExponentialDecay:
-        return _if_falling(schedule, schedule.decay_rate <= 1.0)
-    if kind is schedules.InverseTimeDecay:
-        return _if_falling(schedule, schedule.decay_rate >= 0.0)
-    if kind is schedules.PiecewiseConstantDecay:
-        return float(max(schedule.values))
-    if kind is schedules.PolynomialDecay:
-        return float(
-            max(schedule.initial_learning_rate, schedule.end_learning_rate)
-        )
-    return None
-
-
-def _if_falling(schedule: Any, falling: bool) -> float | None:
-    return float(schedule.initial_learning_rate) if falling else None
+        if config["m_mul"] <= 1.0:
+            peak = first * max(1.0, config["alpha"])
+    elif kind is schedules.ExponentialDecay:
+        peak = first if schedule.decay_rate <= 1.0 else None
+    elif kind is schedules.InverseTimeDecay:
+        peak = first if schedule.decay_rate >= 0.0 else None
+    elif kind is schedules.PiecewiseConstantDecay:
+        peak = max(schedule.values)
+    elif kind is schedules.PolynomialDecay:
+        peak = max(first, schedule.end_learning_rate)
+    return peak

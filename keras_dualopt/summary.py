@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 
+from keras_dualopt.backend import Array
 from keras_dualopt.plan import Row, layers_of
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import Settings
@@ -29,7 +29,7 @@ def summary_table(
     reference: float | None,
     learning_rate: float,
     base: str,
-    carried: Mapping[str, Any] | None = None,
+    carried: Mapping[str, Array],
 ) -> str:
     """Return one line per trained layer, shallowest first, and the totals.
 

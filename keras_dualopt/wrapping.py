@@ -34,28 +34,20 @@ Elsewhere: `Variable._layout` (bases/paper_rule), what concerns one backend
 """
 
 import abc
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_dualopt.backend import engine
+from keras_dualopt.backend import Strategy, Tensor, engine
 from keras_dualopt.bases import SGD, PaperRule
+from keras_dualopt.bases.paper_rule import LearningRate, add_like
 from keras_dualopt.depth import training_model
 from keras_dualopt.pull import Pull
-
-
-class _Holder:
-    """Holds the base optimizer.
-
-    Keras' saver walks every attribute of an optimizer and would save a base
-    kept as an attribute a second time; this object it does not enter.
-    """
-
-    def __init__(self, base: keras.optimizers.Optimizer) -> None:
-        self.base = base
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
@@ -64,25 +56,26 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     A subclass says what is to happen around it: `decide`, `add_state` and
     `resume` in `build`, `check_start` before `fit` begins, `before_step` and
     `pull` before and after each base step.
-
-    Args:
-        base: The optimizer that proposes θ_pre; fresh.
-        learning_rate: A float, schedule or callable.
-        **kwargs: Keras' optimizer arguments.
     """
 
     def __init__(
         self,
         base: keras.optimizers.Optimizer,
-        learning_rate: Any,
+        learning_rate: LearningRate,
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self._holder = _Holder(base)
+        # Keras' saver walks every attribute of an optimizer, and would save a
+        # base kept as one a second time; such an object it does not enter.
+        self._holder = SimpleNamespace(base=base)
         self._share_clock()
         # The model whose `fit` runs, and the one whose weights are trained.
-        self._trainer_reference: Callable[[], keras.Model | None] = _nothing
-        self._model_reference: Callable[[], keras.Model | None] = _nothing
+        self._trainer_reference: Callable[[], keras.Model | None]
+        self._model_reference: Callable[[], keras.Model | None]
+        # The one whose step was compiled for this optimizer (JAX).
+        self._started: Callable[[], keras.Model | None]
+        self._trainer_reference = self._model_reference = lambda: None
+        self._started = lambda: None
         self._looked = False
         self._refused = False
 
@@ -113,22 +106,13 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     # The clock.
 
-    @property
-    def learning_rate(self) -> Any:
-        """η_t: the variable, or the schedule's present value."""
-        return super().learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
-        self.set_learning_rate(learning_rate)
-
-    def set_learning_rate(self, learning_rate: Any) -> None:
+    def set_learning_rate(self, learning_rate: LearningRate) -> None:
         """Assign η_t, for the base as well."""
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
         self._share_clock()
 
     @property
-    def clock(self) -> dict[str, Any]:
+    def clock(self) -> dict[str, keras.Variable | LearningRate]:
         """The step counter and the learning rate, as they are kept.
 
         The counter counts micro-steps; the rate may be a schedule.
@@ -159,43 +143,32 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Decide each variable's depth, strength and anchor; make the state.
 
-        Args:
-            variables: The model's trainable variables.
-
         Raises:
             ValueError: If the model cannot be found, or depths, patterns or a
                 loaded state do not fit it.
         """
         if self.built:
             return
-        with engine.eager():
-            self._check_unbuilt()
+        with self._retraced_if_refused(), engine.eager():
+            base = self._holder.base
+            if base.built:
+                raise ValueError(
+                    f"The `base`, {type(base).__name__}, was built meanwhile "
+                    "by another optimizer or model. Make a new instance for "
+                    "each DualOpt."
+                )
             self._refused = True
             self.decide(variables)
             super().build([*variables])
             self.add_state(variables)
-            self._build_base(variables)
+            self._share_clock()
+            base.build([*variables])
+            # After the build: the base must not make accumulators of its own,
+            # but its `iterations` must count real updates as ours does.
+            base.gradient_accumulation_steps = self.gradient_accumulation_steps
+            self.track_base()
             self._refused = False
             self.resume()
-
-    def _check_unbuilt(self) -> None:
-        base = self._holder.base
-        if base.built:
-            raise ValueError(
-                f"The `base`, {type(base).__name__}, was built meanwhile by "
-                "another optimizer or model. Make a new instance for each "
-                "DualOpt."
-            )
-
-    def _build_base(self, variables: Sequence[keras.Variable]) -> None:
-        """Build the base, and track its state as ours."""
-        base = self._holder.base
-        self._share_clock()
-        base.build([*variables])
-        # After the build: the base must not make accumulators of its own, but
-        # its `iterations` must count real updates as ours does.
-        base.gradient_accumulation_steps = self.gradient_accumulation_steps
-        self.track_base()
 
     def track_base(self) -> None:
         """Track the base's state, behind everything else.
@@ -210,36 +183,39 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
                 self._untrack_variable(variable)
                 self._track_variable(variable)
 
-    def add_like(self, variable: keras.Variable, dtype: str | None) -> Any:
+    def add_like(
+        self, variable: keras.Variable, dtype: str | None
+    ) -> keras.Variable:
         """Track a new variable like a weight, perhaps of another dtype."""
         with engine.replicated(self.strategy):
-            if dtype is None or dtype == variable.dtype:
-                return self.add_variable_from_reference(variable, name="anchor")
-            return self.add_variable(
-                shape=variable.shape,
-                dtype=dtype,
-                layout=getattr(variable, "_layout", None),
-                name=f"{variable.path.replace('/', '_')}_anchor",
-            )
+            return add_like(self, variable, dtype or variable.dtype, "anchor")
 
     def forget(self, variable: keras.Variable) -> None:
         """Track a variable no more."""
         self._untrack_variable(variable)
 
     @property
-    def strategy(self) -> Any:
+    def strategy(self) -> Strategy:
         """TensorFlow's distribution strategy; `None` on other backends."""
         return getattr(self, "_distribution_strategy", None)
 
     # The step.
 
     @engine.uncompiled
-    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+    def apply(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
         """Move and pull the weights (Keras' `Optimizer.apply`)."""
-        super().apply(grads, trainable_variables)
+        with self._retraced_if_refused():
+            super().apply(grads, trainable_variables)
 
     def _backend_update_step(
-        self, grads: Any, trainable_variables: Any, learning_rate: Any
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable],
+        learning_rate: Tensor,
     ) -> None:
         if self._refused:
             raise ValueError(
@@ -248,42 +224,40 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if self._trainer_reference() is None and not self._looked:
             self._looked = True
             self.note_trainer()
-        try:
-            self.check_start()
-        except ValueError:
-            # TensorFlow would go on with what it has traced of this step.
-            self.retrace()
-            raise
+        self.check_start()
         self.before_step()
         base = self._holder.base
         if isinstance(base, PaperRule):  # It pulls within its own step.
             base._backend_update_step(grads, trainable_variables, learning_rate)
             return
         indices = [self._get_variable_index(v) for v in trainable_variables]
-        before = engine.before_step(self.pull, trainable_variables, indices)
+        pull = self.pull
+        before = [
+            engine.kept(variable) if pull.slows[index] else None
+            for index, variable in zip(indices, trainable_variables)
+        ]
         base._apply_weight_decay(trainable_variables)
         base._backend_update_step(grads, trainable_variables, learning_rate)
+        strategy = self.strategy
         engine.pull_each(
-            self.pull,
-            trainable_variables,
-            indices,
-            learning_rate,
-            before,
-            self.strategy,
+            pull, trainable_variables, indices, learning_rate, before, strategy
         )
 
-    def _apply_weight_decay(self, variables: Any) -> None:
+    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         """Leave decay to the base's own step and to the pull after it."""
 
     def update_step(
-        self, gradient: Any, variable: Any, learning_rate: Any
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
     ) -> None:
         """Move one variable: what `apply` does for all of them together."""
         self._backend_update_step([gradient], [variable], learning_rate)
 
     def stateless_apply(
-        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
-    ) -> Any:
+        self,
+        optimizer_variables: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the new variables and state (JAX)."""
         if self.built:
             self.note_trainer()
@@ -291,11 +265,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             count = len(trainable_variables)
             if count != len(self._trainable_variables):
                 raise ValueError(self._changed(f"{count} variables"))
-        return super().stateless_apply(
+        new: tuple[list[Tensor], list[Tensor]] = super().stateless_apply(
             optimizer_variables, grads, trainable_variables
         )
+        return new
 
-    def finalize_variable_values(self, var_list: Any) -> None:
+    def finalize_variable_values(
+        self, var_list: Sequence[keras.Variable]
+    ) -> None:
         """At the end of `fit`, put the averaged weights into the model."""
         super().finalize_variable_values(var_list)
         if self.use_ema:
@@ -304,6 +281,20 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             for average in self._model_variables_moving_average:
                 if average is not None:
                     engine.copy_value(average, average)
+
+    @contextlib.contextmanager
+    def _retraced_if_refused(self) -> Iterator[None]:
+        """Let TensorFlow trace a step anew that has failed in its trace.
+
+        Where a `LossScaleOptimizer` had made its variables in it, the step
+        would do nothing when it is called again, without a word.
+        """
+        try:
+            yield
+        except Exception:
+            self.note_trainer()
+            self.retrace()
+            raise
 
     # Which weights these are.
 
@@ -318,10 +309,16 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if model is not None and self.built and self._is_optimizer_of(model):
             self._check_trained(model)
             self.check_start()
+            if self._started() is not model:
+                # What was compiled before is another optimizer's step.
+                self._started = weakref.ref(model)
+                engine.forget_compiled(model)
         state: list[keras.Variable] = super().variables
         return state
 
-    def _check_variables_are_known(self, variables: Any) -> None:
+    def _check_variables_are_known(
+        self, variables: Sequence[keras.Variable]
+    ) -> None:
         if len(variables) < len(self._trainable_variables):
             # A loop of one's own may train a part; in `fit` a layer was frozen
             # after `compile`.
@@ -358,7 +355,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """Tell whether a model's trainable variables are what is trained."""
         theirs = [id(variable) for variable in variables]
         own = [id(variable) for variable in self._trainable_variables]
-        if hasattr(_inner(model.optimizer), "optimizers"):
+        if hasattr(unwrapped(model.optimizer), "optimizers"):
             return set(own) <= set(theirs)  # A part of them.
         return own == theirs
 
@@ -378,9 +375,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             self._trainer_reference = weakref.ref(model)
 
     def _is_optimizer_of(self, model: keras.Model) -> bool:
-        inner = _inner(getattr(model, "optimizer", None))
+        inner = unwrapped(getattr(model, "optimizer", None))
         return any(
-            _inner(part) is self
+            unwrapped(part) is self
             for part in getattr(inner, "optimizers", [inner])
         )
 
@@ -408,21 +405,15 @@ def settle(model: keras.Model) -> None:
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return the DualOpt inside of a `LossScaleOptimizer`."""
-    return _inner(optimizer)
-
-
-def _inner(optimizer: Any) -> Any:
+    """Return the optimizer inside of a `LossScaleOptimizer`; else itself."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer.inner_optimizer
     return optimizer
 
 
-def _nothing() -> None:
-    return None
-
-
-def own_learning_rate(base: keras.optimizers.Optimizer, mode: str) -> Any:
+def own_learning_rate(
+    base: keras.optimizers.Optimizer, mode: str
+) -> LearningRate:
     """Return the learning rate where `DualOpt(learning_rate=None)`."""
     if isinstance(base, PaperRule) and not base.learning_rate_given:
         if isinstance(base, SGD):

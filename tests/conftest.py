@@ -50,10 +50,14 @@ def pytest_addoption(parser):
         action="store_true",
         help="one case of each test, and none of the slow modules",
     )
+    parser.addoption(
+        "--rest", action="store_true", help="what --quick leaves out"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--quick"):
+    quick, rest = config.getoption("--quick"), config.getoption("--rest")
+    if quick == rest:
         return
     chosen, others = {}, []
     for item in items:
@@ -62,5 +66,6 @@ def pytest_collection_modifyitems(config, items):
             others.append(item)
         else:
             chosen[law] = item
-    items[:] = chosen.values()
+    chosen = [*chosen.values()]
+    items[:], others = (chosen, others) if quick else (others, chosen)
     config.hook.pytest_deselected(items=others)

@@ -13,6 +13,8 @@ import pytest
 import reference
 from cases import BACKEND
 
+from keras_dualopt import DualOpt
+
 WIDTHS = (3, 5, 4, 4, 2)
 LAYERS = len(WIDTHS) - 1
 BATCH, BATCHES = 8, 4
@@ -70,10 +72,21 @@ def network(start=None, dtype=None, **layer_arguments):
     return model
 
 
-def compiled(optimizer, start=None, dtype=None, **arguments):
-    model = network(start, dtype)
+def dual_opt(rate=RATE, **arguments):
+    """Return an optimizer for fine-tuning."""
+    return DualOpt(rate, **{**FINETUNE, **arguments})
+
+
+def compile(model, optimizer, **arguments):
+    """Compile a model; with XLA, which is slow, only where JAX needs it."""
     arguments.setdefault("jit_compile", BACKEND == "jax")
     model.compile(optimizer, "mse", **arguments)
+
+
+def compiled(optimizer=None, start=None, dtype=None, **arguments):
+    """Return the network with the weights `start` or `weights()`, compiled."""
+    model = network(weights() if start is None else start, dtype)
+    compile(model, optimizer or dual_opt(), **arguments)
     return model
 
 
@@ -94,6 +107,28 @@ def fit(model, steps, start=0, callbacks=(), batches=BATCHES):
         verbose=0,
         callbacks=[*callbacks],
     )
+
+
+def trained(optimizer=None, steps=3, **arguments):
+    model = compiled(optimizer, **arguments)
+    fit(model, steps)
+    return model
+
+
+def epochs(model, count, callbacks=(), first=0, batches=BATCHES, **arguments):
+    """Train up to epoch `count` on the same batches; return the log."""
+    x, y = data(batches)
+    return model.fit(
+        x,
+        y,
+        batch_size=BATCH,
+        epochs=count,
+        initial_epoch=first,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks],
+        **arguments,
+    ).history
 
 
 def warns_of_new_weights():
@@ -185,9 +220,20 @@ def arrays(variables):
     ]
 
 
-def assert_close(model, wanted, rtol=1e-5, atol=2e-6):
-    got = arrays(model.trainable_variables)
-    assert len(got) == len(wanted)
+def state(model):
+    """Return all that training goes on from."""
+    return arrays([*model.variables, *model.optimizer.variables])
+
+
+def rate_of(optimizer):
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def assert_close(got, wanted, rtol=1e-5, atol=2e-6):
+    """Compare arrays, or a model's trained weights, with the reference's."""
+    if isinstance(got, keras.Model):
+        got = arrays(got.trainable_variables)
+    assert len(got) == len(wanted) > 0
     for value, theta in zip(got, wanted, strict=True):
         np.testing.assert_allclose(value, theta, rtol=rtol, atol=atol)
 

@@ -6,10 +6,13 @@ line before a block says where it does not run:
     <!-- only: jax -->              on one backend
     <!-- only: hub -->              where KerasHub is installed
     <!-- not run: no such file -->  nowhere, for the reason given
+
+Of a notebook the cells run, without their magics.
 """
 
 import dataclasses
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -17,7 +20,11 @@ import keras
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.ipynb")),
+]
 BACKENDS = ("jax", "tensorflow", "torch")
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<key>only|not run): (?P<value>[^\n]+?) -->\n)?"
@@ -34,6 +41,8 @@ class Block:
     line: int
     code: str
     place: str | None
+    # What a notebook shows below the cell.
+    output: str | None = None
 
     def run(self, names):
         # Empty lines keep the numbers of a traceback those of the page.
@@ -41,15 +50,37 @@ class Block:
         exec(compile(source, self.page, "exec"), names)
 
 
+def cells(page, kind):
+    notebook = json.loads(page.read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def prose(page):
+    """Return a page's Markdown."""
+    if page.suffix == ".ipynb":
+        return "\n".join("".join(c["source"]) for c in cells(page, "markdown"))
+    return page.read_text(encoding="utf-8")
+
+
 def blocks(page):
-    text = page.read_text(encoding="utf-8")
+    name = page.relative_to(ROOT).as_posix()
     found = []
+    if page.suffix == ".ipynb":
+        for number, cell in enumerate(cells(page, "code")):
+            code = re.sub("(?m)^%.*", "", "".join(cell["source"]))
+            printed = "".join(
+                line
+                for output in cell["outputs"]
+                if output.get("name") == "stdout"
+                for line in output["text"]
+            )
+            found.append(Block(f"{name}[{number}]", 0, code, None, printed))
+    text = prose(page)
     for match in _BLOCK.finditer(text):
         place = match["value"] if match["key"] == "only" else None
         if match["key"] == "not run":
             place = "nowhere"
         line = text.count("\n", 0, match.start("code"))
-        name = page.relative_to(ROOT).as_posix()
         found.append(Block(name, line, match["code"], place))
     return found
 

@@ -34,23 +34,19 @@ def finetune(**kwargs):
 def fitted(optimizer, model=None):
     model = model or network()
     optimizer.bind(model, head=())
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
     model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
     return model
 
 
-def values(variables):
-    return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
-
-
 def assert_equal(actual, expected):
-    for a, b in zip(values(actual), expected, strict=True):
+    for a, b in zip(networks.arrays(actual), expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_anchors_are_carried_over_before_build():
     model = network()
-    start = values(model.trainable_variables)
+    start = networks.arrays(model.trainable_variables)
     fitted(finetune(), model)
     new = finetune().anchor_at(model.optimizer)
     fitted(new, model)
@@ -60,7 +56,7 @@ def test_anchors_are_carried_over_before_build():
 def test_a_layer_unfrozen_later_is_anchored_where_it_is():
     model = network()
     model.layers[0].trainable = False
-    start = values(model.weights)
+    start = networks.arrays(model.weights)
     fitted(finetune(), model)
     model.layers[0].trainable = True
     fitted(finetune().anchor_at(model.optimizer), model)
@@ -72,7 +68,7 @@ def test_weights_bring_the_reference_rate_back(tmp_path):
     fitted(finetune()).save_weights(path)
     model = network()
     other = DualOpt(1e-3, rollback=0.1, rollback_min=0.05)
-    model.compile(other.bind(model, head=()), "mse")
+    networks.compile(model, other.bind(model, head=()))
     model.load_weights(path)
     other.build(model.trainable_variables)
     assert other.reference_learning_rate == 1e-2
@@ -97,7 +93,7 @@ def wrapped():
     model = Wrapper(student)
     model(X)
     optimizer = DualOpt(1e-2, rollback=1.0, rollback_min=1.0)
-    model.compile(optimizer.bind(student, head=()), "mse")
+    networks.compile(model, optimizer.bind(student, head=()))
     model.fit(X, Y, verbose=0)
     return model, student, optimizer
 
@@ -122,7 +118,7 @@ def test_anchors_can_be_read_in_a_callback_of_a_wrapper():
 
     class Read(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append(values(optimizer.anchors))
+            seen.append(networks.arrays(optimizer.anchors))
 
     model.fit(X, Y, batch_size=8, verbose=0, callbacks=[Read()])
     assert len(seen) == 2
@@ -145,7 +141,7 @@ def test_an_exclusion_stays_with_its_weights_when_names_change(tmp_path):
     model(X)
     name = model.second.name
     optimizer = finetune(exclude=f".*{name}/.*|{name}/.*").bind(model, head=())
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
     model.fit(X, Y, verbose=0)
     before = networks.strengths_of(optimizer)
     model.save(tmp_path / "model.keras")
@@ -161,7 +157,7 @@ def test_depths_by_pattern_stay_with_their_weights(tmp_path):
     model(X)
     first, second = model.first.name, model.second.name
     depth = {f".*{first}/.*": 0.25, f".*{second}/.*": 0.75}
-    model.compile(finetune(depth=depth), "mse")
+    networks.compile(model, finetune(depth=depth))
     model.fit(X, Y, verbose=0)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -176,7 +172,7 @@ def test_mixed_precision_file_loads_after_anchors_came_back(tmp_path):
     path = tmp_path / "model.keras"
     model = network(width=5)
     optimizer = finetune().bind(model, head=())
-    model.compile(keras.optimizers.LossScaleOptimizer(optimizer), "mse")
+    networks.compile(model, keras.optimizers.LossScaleOptimizer(optimizer))
     model.fit(X, Y, verbose=0)
     order = [variable.shape for variable in optimizer.variables]
     optimizer.drop_anchors()
@@ -185,13 +181,13 @@ def test_mixed_precision_file_loads_after_anchors_came_back(tmp_path):
     model.fit(X, Y, verbose=0)
     model.save(path)
     again = keras.saving.load_model(path).optimizer.inner_optimizer
-    assert_equal(again.anchors, values(optimizer.anchors))
+    assert_equal(again.anchors, networks.arrays(optimizer.anchors))
 
 
 def test_anchored_state_loads_into_an_optimizer_that_dropped_its_own(tmp_path):
     path = tmp_path / "run.weights.h5"
     model = fitted(finetune())
-    anchors = values(model.optimizer.anchors)
+    anchors = networks.arrays(model.optimizer.anchors)
     model.save_weights(path)
     model.optimizer.drop_anchors()
     model.load_weights(path)
@@ -203,13 +199,13 @@ def test_anchored_state_loads_into_an_optimizer_that_dropped_its_own(tmp_path):
 def test_state_set_back_to_its_start_is_captured_again():
     model = network()
     optimizer = finetune().bind(model, head=())
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
     optimizer.build(model.trainable_variables)
-    start = values(optimizer.variables)
+    start = networks.arrays(optimizer.variables)
     model.fit(X, Y, verbose=0)
     for variable, value in zip(optimizer.variables, start, strict=True):
         variable.assign(value)
-    now = values(model.trainable_variables)
+    now = networks.arrays(model.trainable_variables)
     model.fit(X, Y, verbose=0)
     assert_equal(optimizer.anchors, now)
 
@@ -225,12 +221,12 @@ def test_full_pull_is_exact_at_rates_that_float32_rounds(rate, base):
     )
     for _ in range(2):
         optimizer.apply([keras.ops.full((5,), 1e6)], [variable])
-        np.testing.assert_array_equal(values([variable])[0], anchor)
+        np.testing.assert_array_equal(networks.arrays([variable])[0], anchor)
 
 
 def test_a_source_that_was_not_read_yet_is_not_lost_by_saving(tmp_path):
     model = network()
-    model.compile(finetune().anchor_at(network(seed=2)), "mse")
+    networks.compile(model, finetune().anchor_at(network(seed=2)))
     with pytest.raises(ValueError, match="build"):
         model.save(tmp_path / "model.keras")
 
@@ -238,10 +234,10 @@ def test_a_source_that_was_not_read_yet_is_not_lost_by_saving(tmp_path):
 def test_anchor_at_before_build_means_the_first_step():
     model = network()
     optimizer = finetune().anchor_at().bind(model, head=())
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
     optimizer.build(model.trainable_variables)
     model.set_weights(network(seed=2).get_weights())
-    now = values(model.trainable_variables)
+    now = networks.arrays(model.trainable_variables)
     model.fit(X, Y, verbose=0)
     assert_equal(optimizer.anchors, now)
 
@@ -268,7 +264,7 @@ def test_a_shared_base_is_refused_every_time():
     first, second = finetune(base=base), finetune(base=base)
     fitted(first)
     model = network()
-    model.compile(second.bind(model, head=()), "mse")
+    networks.compile(model, second.bind(model, head=()))
     for _ in range(2):
         with pytest.raises(ValueError, match="new instance"):
             model.fit(X, Y, verbose=0)
@@ -295,7 +291,7 @@ def test_a_head_of_a_model_that_is_gone_is_not_given_to_another():
     optimizer.bind(network(), head=())
     gc.collect()  # A model is a ring of references.
     model = network()
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
     with pytest.raises(ValueError, match=r"bind|bound"):
         model.fit(X, Y, verbose=0)
 
@@ -320,7 +316,7 @@ def test_a_loop_of_ones_own_may_run_inside_of_another_models_fit():
             optimizer.stateless_apply(state, gradients, trained)
 
     model = network()
-    model.compile("adam", "mse")
+    networks.compile(model, "adam")
     model.fit(X, Y, verbose=0, callbacks=[Probe()])
 
 

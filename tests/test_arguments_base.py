@@ -47,7 +47,7 @@ BASE = [
     row(
         "unknown base",
         made(base="adamw"),
-        "`base` to be 'adam', 'sgd' or a `keras.optimizers.Optimizer`",
+        "`base` must be 'adam', 'sgd' or a `keras.optimizers.Optimizer`",
         "'adamw'",
         "pass an instance, such as `base=keras.optimizers.Lion()`",
     ),
@@ -62,28 +62,28 @@ BASE = [
     row(
         "base built",
         with_base(built_base),
-        "a fresh `base`",
+        "`base` must be a fresh optimizer",
         "Adam that is already built",
         "Make a new instance",
     ),
     row(
         "base Ftrl",
         with_base(_optimizers.Ftrl),
-        "a `base` whose step a pull can follow",
+        "steps that a pull can follow",
         "Ftrl",
         "its weights are a function of its accumulators",
     ),
     row(
         "base DualOpt",
         with_base(DualOpt),
-        "a `base` whose step a pull can follow",
+        "steps that a pull can follow",
         "DualOpt",
         "one pull is enough",
     ),
     row(
         "base LossScaleOptimizer",
         with_base(lambda: _optimizers.LossScaleOptimizer(_optimizers.Adam())),
-        "a `base` whose step a pull can follow",
+        "steps that a pull can follow",
         "LossScaleOptimizer",
         "LossScaleOptimizer(DualOpt(...))",
     ),
@@ -93,7 +93,7 @@ BASE = [
             with_base(
                 lambda name=name, value=value: _optimizers.SGD(**{name: value})
             ),
-            f"a `base` without `{name}`",
+            f"`base` must have no `{name}` of its own",
             f"SGD({name}={value!r})",
             f"DualOpt({name}={value!r})",
         )
@@ -110,7 +110,7 @@ BASE = [
         row(
             f"{name}'s {decay} in scratch mode",
             with_base(make, mode="scratch"),
-            "without weight decay in scratch mode",
+            "no weight decay in scratch mode",
             f"{name}({decay}=0.004): two decays",
             "Pass 0.0",
         )
@@ -127,28 +127,28 @@ BASE = [
     row(
         "beta_1 of the paper's Adam",
         lambda: bases.Adam(beta_1=1.0),
-        "`beta_1` in [0, 1)",
+        "`beta_1` must be in [0, 1)",
         "1.0",
         "[0, 1)",
     ),
     row(
         "beta_2 of the paper's Adam",
         lambda: bases.Adam(beta_2=NAN),
-        "`beta_2` in [0, 1)",
+        "`beta_2` must be in [0, 1)",
         "nan",
         "[0, 1)",
     ),
     row(
         "epsilon of the paper's Adam",
         lambda: bases.Adam(epsilon=0.0),
-        "a finite `epsilon` > 0",
+        "`epsilon` must be finite and > 0",
         "0.0",
         "0/0",
     ),
     row(
         "momentum of the paper's SGD",
         lambda: bases.SGD(momentum=-0.1),
-        "`momentum` in [0, 1)",
+        "`momentum` must be in [0, 1)",
         "-0.1",
         "[0, 1)",
     ),
@@ -158,7 +158,7 @@ if hasattr(_optimizers, "MultiOptimizer"):
         row(
             "base MultiOptimizer",
             with_base(lambda: _optimizers.MultiOptimizer([_optimizers.Adam()])),
-            "a `base` whose step a pull can follow",
+            "steps that a pull can follow",
             "MultiOptimizer",
             "one of the optimizers inside of a MultiOptimizer",
         )
@@ -168,7 +168,7 @@ if hasattr(_optimizers, "ScheduleFreeAdamW"):
         row(
             "base ScheduleFreeAdamW",
             with_base(_optimizers.ScheduleFreeAdamW),
-            "a `base` whose step a pull can follow",
+            "steps that a pull can follow",
             "ScheduleFreeAdamW",
             "second copy of the weights",
         )

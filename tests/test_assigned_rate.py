@@ -11,20 +11,13 @@ import warnings
 import keras
 import networks
 import pytest
+from networks import dual_opt
 
 from keras_dualopt import DualOpt
 
 PRETRAINED = networks.weights()
 STEPS = 4
 NEW = networks.RATE * 3.7
-
-
-def make(rate=networks.RATE, **arguments):
-    return DualOpt(rate, **{**networks.FINETUNE, **arguments})
-
-
-def rate_of(optimizer):
-    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 class Rates(keras.callbacks.Callback):
@@ -39,19 +32,19 @@ class Rates(keras.callbacks.Callback):
 
 
 def compile_first(model, optimizer, rate):
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
     optimizer.learning_rate = rate
 
 
 def build_first(model, optimizer, rate):
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
     optimizer.build(model.trainable_variables)
     optimizer.learning_rate = rate
 
 
 def rate_first(model, optimizer, rate):
     optimizer.learning_rate = rate
-    model.compile(optimizer, "mse")
+    networks.compile(model, optimizer)
 
 
 def twice(model, optimizer, rate):
@@ -65,7 +58,7 @@ ORDERS = [compile_first, build_first, rate_first, twice]
 @pytest.mark.parametrize("rate", [NEW, networks.RATE / 3.7])
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_rate_assigned_before_the_first_step_is_the_reference(order, rate):
-    model, optimizer = networks.network(PRETRAINED), make()
+    model, optimizer = networks.network(PRETRAINED), dual_opt()
     order(model, optimizer, rate)
     networks.fit(model, STEPS)
     assert optimizer.reference_learning_rate == pytest.approx(rate, rel=1e-6)
@@ -79,7 +72,7 @@ def test_a_rate_assigned_before_the_first_step_is_the_reference(order, rate):
 
 
 def test_an_assigned_reference_is_saved(tmp_path):
-    optimizer = make()
+    optimizer = dual_opt()
     optimizer.learning_rate = NEW
     again = DualOpt.from_config(optimizer.get_config())
     assert again.reference_learning_rate == pytest.approx(NEW, rel=1e-6)
@@ -91,7 +84,7 @@ def test_an_assigned_reference_is_saved(tmp_path):
 
 
 def test_the_peak_of_an_assigned_schedule_is_the_reference():
-    optimizer = make(keras.optimizers.schedules.CosineDecay(0.01, 100))
+    optimizer = dual_opt(keras.optimizers.schedules.CosineDecay(0.01, 100))
     optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
         0.0, 100, warmup_target=NEW, warmup_steps=3
     )
@@ -99,7 +92,7 @@ def test_the_peak_of_an_assigned_schedule_is_the_reference():
 
 
 def test_a_reference_that_was_given_stays():
-    optimizer = make(reference_learning_rate=networks.RATE)
+    optimizer = dual_opt(reference_learning_rate=networks.RATE)
     with warnings.catch_warnings():
         # Whether so strong a pull is said is the affair of another test.
         warnings.simplefilter("ignore")
@@ -111,9 +104,21 @@ def test_a_reference_that_was_given_stays():
     networks.assert_close(model, wanted[-1])
 
 
+def test_a_rate_assigned_to_the_variable_itself_is_obeyed_and_no_reference():
+    """Past the setter: not noticed, so that the pull goes with the rate."""
+    rates = [NEW, 1.9 * NEW]
+    model = networks.compiled(dual_opt(), PRETRAINED)
+    for step, rate in enumerate(rates):
+        model.optimizer.learning_rate.assign(rate)
+        networks.fit(model, 1, start=step)
+    assert model.optimizer.reference_learning_rate == networks.RATE
+    wanted = networks.expected(2, PRETRAINED, rate=lambda step: rates[step])
+    networks.assert_close(model, wanted[-1])
+
+
 def test_a_warm_up_by_callback_leaves_the_reference():
     rates = [networks.RATE * (step + 1) / STEPS for step in range(STEPS)]
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, STEPS, callbacks=[Rates(*rates)])
     assert model.optimizer.reference_learning_rate == networks.RATE
     wanted = networks.expected(STEPS, PRETRAINED, rate=lambda step: rates[step])
@@ -127,7 +132,7 @@ def test_a_higher_rate_set_by_callback_before_the_first_step_is_the_reference(
     def set_rate(number, logs=None):
         model.optimizer.learning_rate = NEW
 
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     callback = keras.callbacks.LambdaCallback(
         **{
             "on_epoch_begin": set_rate if hook == "epoch" else None,
@@ -144,7 +149,7 @@ def test_a_higher_rate_set_by_callback_before_the_first_step_is_the_reference(
 
 
 def test_keras_schedule_callback_sets_the_reference_the_same_way():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     callback = keras.callbacks.LearningRateScheduler(lambda epoch: NEW)
     networks.fit(model, STEPS, callbacks=[callback])
     found = model.optimizer.reference_learning_rate
@@ -155,7 +160,7 @@ def test_a_rate_raised_above_the_reference_later_is_said_once():
     """The weights are as the specification has it; the person is told."""
     factors = (1.0, 0.5, 4.0, 8.0)
     rates = [networks.RATE * factor for factor in factors]
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     with pytest.warns(UserWarning, match="reference_learning_rate") as caught:
         networks.fit(model, STEPS, callbacks=[Rates(*rates)])
     (text,) = networks.told(caught)
@@ -167,7 +172,7 @@ def test_a_rate_raised_above_the_reference_later_is_said_once():
 
 
 def test_a_rate_raised_by_hand_between_two_fits_is_said_once():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 1)
     with pytest.warns(UserWarning, match="reference_learning_rate"):
         model.optimizer.learning_rate = 2.0 * networks.RATE
@@ -177,7 +182,7 @@ def test_a_rate_raised_by_hand_between_two_fits_is_said_once():
 
 def test_no_word_of_a_lower_rate_or_of_scratch_mode():
     """Warnings are errors here."""
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 2, callbacks=[Rates(0.03, 0.02)])
     model.optimizer.learning_rate = 0.01
     model.optimizer.learning_rate = networks.RATE
@@ -195,7 +200,7 @@ def row(optimizer, layer):
 
 
 def test_summary_shows_the_strength_at_the_present_rate():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 1)
     assert "0.21" in row(model.optimizer, "dense_0")
     model.optimizer.learning_rate = networks.RATE / 2

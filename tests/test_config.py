@@ -195,12 +195,6 @@ def test_class_is_registered_with_keras(kind):
     assert keras.saving.get_registered_object(name) is kind
 
 
-def trained(optimizer, steps=2):
-    model = networks.compiled(optimizer, networks.weights())
-    networks.fit(model, steps)
-    return model
-
-
 FILES = {
     "patterns": lambda: DualOpt(
         RATE,
@@ -208,21 +202,19 @@ FILES = {
         exclude=".*dense_1/bias",
         rollback=0.3,
     ),
-    "finetune": lambda: DualOpt(RATE, **networks.FINETUNE),
+    "finetune": lambda: networks.dual_opt(RATE),
     "scratch, Muon": lambda: DualOpt(
         RATE, base=BASES["Muon"](RATE, False), **networks.SCRATCH
     ),
-    "AdamW": lambda: DualOpt(
-        SCHEDULES["cosine"].make(),
-        base=BASES["AdamW"](RATE),
-        **networks.FINETUNE,
+    "AdamW": lambda: networks.dual_opt(
+        SCHEDULES["cosine"].make(), base=BASES["AdamW"](RATE)
     ),
 }
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_saved_model_brings_its_optimizer_back(case, tmp_path):
-    model = trained(FILES[case]())
+    model = networks.trained(FILES[case](), steps=2)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert type(again.optimizer) is DualOpt
@@ -237,7 +229,7 @@ def test_saved_model_brings_its_optimizer_back(case, tmp_path):
 
 @pytest.mark.parametrize("case", FILES)
 def test_clone_trains_as_its_original_with_the_same_config(case):
-    model = trained(FILES[case](), steps=3)
+    model = networks.trained(FILES[case](), steps=3)
     clone = keras.models.clone_model(model)
     clone.set_weights(networks.weights())
     again = DualOpt.from_config(model.optimizer.get_config())

@@ -351,6 +351,29 @@ def test_a_layer_used_for_an_auxiliary_output_too_lies_where_it_feeds():
     assert of(found, "b") < of(found, "new") == 1.0
 
 
+class Twice(layers.Layer):
+    """Holds one layer, and calls it twice."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = layers.Dense(4, name="inner")
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, inputs):
+        return self.inner(self.inner(inputs))
+
+
+def test_the_calls_in_a_layer_that_holds_one_layer_count_one_by_one():
+    inputs = layers.Input((8,))
+    outputs = Twice()(layers.Dense(4, name="stem")(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+    found = depths(layer_depth(model, head=()))
+    names = ("stem", "inner", "end")
+    assert [of(found, name) for name in names] == [0.0, 1 / 3, 1.0]
+
+
 def test_models_nested_twice_a_level_take_no_more_time_than_their_layers():
     start = time.perf_counter()
     found = depths(layer_depth(networks.nested_twice(12), head=()))

@@ -9,6 +9,7 @@ not change any depth, on any backend. `DUALOPT_RANDOM_MODELS=500` tries more.
 import os
 import random
 
+import dataflow
 import keras
 import numpy as np
 import pytest
@@ -61,20 +62,47 @@ class Plan:
             return set().union(*(run(part, before) for part in node[1]))
 
         run(self.tree, set())
-        into = [0] * len(calls)
-        out = [0] * len(calls)
-        for i, (_, before) in enumerate(calls):
-            into[i] = max((into[b] + 1 for b in before), default=0)
-        for i, (_, before) in reversed([*enumerate(calls)]):
-            for b in before:
-                out[b] = max(out[b], out[i] + 1)
-        shared = {}
-        for i, (name, _) in enumerate(calls):
-            first, last = shared.get(name, (into[i], out[i]))
-            shared[name] = min(first, into[i]), max(last, out[i])
-        ratio = {n: a and a / (a + b) for n, (a, b) in shared.items()}
-        low, high = min(ratio.values()), max(ratio.values())
-        return {n: (r - low) / ((high - low) or 1) for n, r in ratio.items()}
+        return depths_of(calls)
+
+
+def depths_of(calls):
+    """Return the depth of each layer from its calls: a name, and those before.
+
+    By the longest ways in and out, of all calls of a layer the widest.
+    """
+    into = [0] * len(calls)
+    out = [0] * len(calls)
+    for i, (_, before) in enumerate(calls):
+        into[i] = max((into[b] + 1 for b in before), default=0)
+    for i, (_, before) in reversed([*enumerate(calls)]):
+        for b in before:
+            out[b] = max(out[b], out[i] + 1)
+    shared = {}
+    for i, (name, _) in enumerate(calls):
+        first, last = shared.get(name, (into[i], out[i]))
+        shared[name] = min(first, into[i]), max(last, out[i])
+    ratio = {n: a and a / (a + b) for n, (a, b) in shared.items()}
+    low, high = min(ratio.values()), max(ratio.values())
+    return {n: (r - low) / ((high - low) or 1) for n, r in ratio.items()}
+
+
+def calls_in_the_program(model, dense):
+    """Return the calls of layers that JAX's program of a model shows."""
+    uses, variables = dataflow.uses(model, np.ones((2, 4), "float32"))
+    names = {
+        id(weight): name
+        for name, layer in dense.items()
+        for weight in layer.weights
+    }
+    numbers, calls = {}, []
+    for (weight, call), earlier in uses:
+        name = names[id(variables[weight])]
+        if call not in numbers:
+            numbers[call] = len(calls)
+            calls.append((name, set()))
+        before = {numbers[other] for _, other in earlier}
+        calls[numbers[call]][1].update(before - {numbers[call]})
+    return calls
 
 
 def run(node, made, inputs):
@@ -165,14 +193,17 @@ def model_of(plan, whole):
     for layer in dense.values():
         layer.build((None, 4))
 
+    def has_branches(node):
+        inline = [p for p in node[1] if p[0] != "layer" and id(p) not in made]
+        return any(p[0] == "branch" or has_branches(p) for p in inline)
+
     def hold(node):
         if node[0] == "layer":
             return
         for part in node[1]:
             hold(part)
         holder = HOLDERS[node[2]]
-        branches = any(part[0] == "branch" for part in node[1])
-        if node[2] == "sequential" and branches:
+        if node[2] == "sequential" and has_branches(node):
             # One that is inline is more than a layer.
             holder = functional
         if holder is not None:
@@ -204,6 +235,8 @@ def test_depths_are_those_of_the_plan_whatever_holds_the_layers(part):
         plan = Plan(seed)
         whole = ("functional", "model")[seed // PART % 2]
         model, dense = model_of(plan, whole)
-        assert found_depths(model, dense) == pytest.approx(
-            plan.depths(), abs=1e-12
-        ), seed
+        found = found_depths(model, dense)
+        assert found == pytest.approx(plan.depths(), abs=1e-12), seed
+        if keras.backend.backend() == "jax":
+            calls = calls_in_the_program(model, dense)
+            assert found == pytest.approx(depths_of(calls), abs=1e-12), seed

@@ -235,7 +235,7 @@ def test_without_reach_none_of_it_is_used_and_none_is_logged(arguments):
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path):
     drift = Drift(every=2, file=tmp_path / "drift.npz")
-    watched_fit(drift, DualOpt(networks.RATE, **networks.FINETUNE))
+    watched_fit(drift, networks.dual_opt())
     with np.load(tmp_path / "drift.npz") as file:
         older = {name: file[name] for name in file if "reach" not in name}
     np.savez(tmp_path / "older.npz", **older)
@@ -249,7 +249,7 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path):
 
 def test_a_record_says_what_it_holds():
     drift = Drift(every=3)
-    watched_fit(drift, DualOpt(networks.RATE, **networks.FINETUNE))
+    watched_fit(drift, networks.dual_opt())
     assert repr(drift.record) == (
         "<DriftRecord finetune: 3 layers, 2 samples of steps 1 to 4>"
     )
@@ -261,9 +261,8 @@ def test_a_record_says_what_it_holds():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_share_is_not_told_where_storing_hides_it(dtype):
     model = networks.network(networks.weights(), dtype=dtype)
-    model.compile(
-        DualOpt(networks.RATE, rollback=0.1, rollback_min=0.0, power=1.7),
-        "mse",
+    networks.compile(
+        model, DualOpt(networks.RATE, rollback=0.1, rollback_min=0.0, power=1.7)
     )
     drift = Drift(every=1)
     with warnings.catch_warnings():
@@ -277,9 +276,7 @@ def test_the_share_is_not_told_where_storing_hides_it(dtype):
 
 def test_every_kth_step_and_the_last_of_each_epoch_are_sampled():
     drift = Drift(every=3)
-    _, history = watched_fit(
-        drift, DualOpt(networks.RATE, **networks.FINETUNE), epochs=3
-    )
+    _, history = watched_fit(drift, networks.dual_opt(), epochs=3)
     # Steps 0, 3, 6, 9 of the run, and 3, 7, 11: counted after the update.
     assert list(drift.record.steps) == [1, 4, 7, 8, 10, 12]
     _, totals = expected(3 * BATCHES, "finetune")
@@ -288,13 +285,9 @@ def test_every_kth_step_and_the_last_of_each_epoch_are_sampled():
 
 
 def test_training_is_the_same_with_and_without():
-    plain = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    plain = networks.compiled()
     networks.fit(plain, BATCHES)
-    model, _ = watched_fit(
-        Drift(every=2), DualOpt(networks.RATE, **networks.FINETUNE)
-    )
+    model, _ = watched_fit(Drift(every=2), networks.dual_opt())
     networks.assert_same(
         networks.arrays(model.trainable_variables),
         networks.arrays(plain.trainable_variables),
@@ -303,9 +296,7 @@ def test_training_is_the_same_with_and_without():
 
 def test_steps_between_samples_are_left_alone(monkeypatch):
     looked = []
-    model = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    model = networks.compiled()
     drift = Drift(every=BATCHES)
 
     class Counting(keras.callbacks.Callback):
@@ -338,9 +329,7 @@ def test_an_update_of_several_micro_steps_is_one_sample():
     drift = Drift(every=3)
     _, history = watched_fit(
         drift,
-        DualOpt(
-            networks.RATE, gradient_accumulation_steps=2, **networks.FINETUNE
-        ),
+        networks.dual_opt(gradient_accumulation_steps=2),
         epochs=2,
     )
     # Micro-steps 0, 3 and 6 of 8; updates are taken in 1, 3, 5 and 7.
@@ -361,7 +350,7 @@ def test_several_steps_at_once_have_no_pull_share_but_a_drift():
     drift = Drift(every=1)
     _, history = watched_fit(
         drift,
-        DualOpt(networks.RATE, **networks.FINETUNE),
+        networks.dual_opt(),
         epochs=2,
         steps_per_execution=2,
     )
@@ -407,7 +396,7 @@ def test_a_layer_that_is_not_used_has_no_pull_share():
         [keras.Input((3,)), inner, keras.layers.Dense(2, name="head")]
     )
     depth = {".*used/.*": 0.0, ".*idle/.*": 0.7, ".*head/.*": None}
-    model.compile(DualOpt(0.1, rollback=0.3, depth=depth), "mse")
+    networks.compile(model, DualOpt(0.1, rollback=0.3, depth=depth))
     x, y = networks.data()
     # Move away from θ₀ first, so that a pull would show.
     model.optimizer.build(model.trainable_variables)
@@ -431,7 +420,7 @@ def test_a_wrapped_optimizer_and_a_reloaded_model_are_watched(tmp_path):
     model, _ = watched_fit(
         drift,
         keras.optimizers.LossScaleOptimizer(
-            DualOpt(networks.RATE, **networks.FINETUNE), initial_scale=8.0
+            networks.dual_opt(), initial_scale=8.0
         ),
     )
     model.save(tmp_path / "model.keras")
@@ -465,12 +454,10 @@ def test_a_quantity_that_is_not_measured_is_refused():
 
 
 def test_a_stage_of_the_head_alone_logs_nothing():
-    model = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    model = networks.compiled()
     for layer in model.layers[:-1]:
         layer.trainable = False
-    model.compile(DualOpt(networks.RATE, **networks.FINETUNE), "mse")
+    networks.compile(model, networks.dual_opt())
     with pytest.warns(UserWarning, match="None of the trainable") as caught:
         history = model.fit(
             *networks.data(), callbacks=[Drift(every=1)], verbose=0
@@ -491,12 +478,10 @@ needs_multi_optimizer = pytest.mark.skipif(
 
 @needs_multi_optimizer
 def test_the_dualopt_beside_others_is_watched():
-    model = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    model = networks.compiled()
     optimizers = keras.optimizers.OptimizerMap(model.optimizer)
     optimizers[f".*{model.layers[-1].name}/.*"] = keras.optimizers.SGD(0.01)
-    model.compile(keras.optimizers.MultiOptimizer(optimizers), "mse")
+    networks.compile(model, keras.optimizers.MultiOptimizer(optimizers))
     drift = Drift(every=1)
     logs = model.fit(*networks.data(), callbacks=[drift], verbose=0).history
     assert logs["drift"][0] > 0.0
@@ -505,11 +490,9 @@ def test_the_dualopt_beside_others_is_watched():
 
 @needs_multi_optimizer
 def test_anchors_beside_other_optimizers_are_not_walked_to():
-    model = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    model = networks.compiled()
     optimizers = keras.optimizers.OptimizerMap(model.optimizer)
-    model.compile(keras.optimizers.MultiOptimizer(optimizers), "mse")
+    networks.compile(model, keras.optimizers.MultiOptimizer(optimizers))
     with pytest.raises(ValueError, match="Received: one compiled with a Multi"):
         interpolate(model, 0.5)
 

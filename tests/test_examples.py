@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import scripts
 
+from keras_dualopt import DualOpt
+
 # The other environments have neither matplotlib nor scikit-learn, to prove
 # that the library needs neither.
 pytest.importorskip("matplotlib", reason="the examples extra is not installed")
@@ -30,6 +32,13 @@ def test_no_digit_is_in_two_parts(seed, load):
     digits = np.concatenate([digits for digits, _ in parts.values()])
     # scikit-learn's set has no two equal digits.
     assert len(np.unique(digits, axis=0)) == len(digits) == 1797
+
+
+def test_the_defaults_are_among_the_rows_as_they_are(load):
+    digits = load("digits")
+    found = digits.make_optimizer(digits.DEFAULTS, digits.make_model())
+    for name in ("rollback", "rollback_min", "power"):
+        assert getattr(found, name) == getattr(DualOpt(1e-3), name)
 
 
 def test_every_style_is_another_picture_of_the_same_digits(load):

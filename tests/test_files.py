@@ -5,6 +5,7 @@ import networks
 import numpy as np
 import pytest
 from conformance.checkpoint_worker import DATA, unpacked
+from networks import dual_opt, state, trained
 
 from keras_dualopt import DualOpt
 from keras_dualopt.files import restore_optimizer, save_without_anchors
@@ -12,25 +13,10 @@ from keras_dualopt.files import restore_optimizer, save_without_anchors
 WIDTH = 64
 
 
-def dual_opt(**arguments):
-    return DualOpt(networks.RATE, **{**networks.FINETUNE, **arguments})
-
-
 def wrapped(**arguments):
     return keras.optimizers.LossScaleOptimizer(
         dual_opt(**arguments), initial_scale=4.0
     )
-
-
-def trained(optimizer, steps=3, **arguments):
-    model = networks.compiled(optimizer, networks.weights(), **arguments)
-    networks.fit(model, steps)
-    return model
-
-
-def state(model):
-    optimizer = model.optimizer
-    return networks.arrays([*model.weights, *optimizer.variables])
 
 
 def save_all(model, path):
@@ -55,7 +41,7 @@ def test_the_file_is_smaller_by_the_anchors(make, kind, tmp_path):
         + [keras.layers.Dense(WIDTH) for _ in range(3)]
         + [keras.layers.Dense(1)]
     )
-    model.compile(make(), "mse")
+    networks.compile(model, make())
     rows = np.ones((8, WIDTH), "float32")
     model.fit(rows, rows[:, :1], verbose=0)
     inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
@@ -86,7 +72,7 @@ def test_the_model_in_memory_goes_on_as_if_nothing_had_been(make, tmp_path):
 
 
 def test_the_file_evaluates_and_asks_for_anchors(tmp_path):
-    model = trained(dual_opt())
+    model = trained()
     save_without_anchors(model, tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     x, y = networks.data()
@@ -104,18 +90,18 @@ def test_saving_in_the_middle_of_an_epoch_does_not_disturb_it(tmp_path):
         def on_train_batch_end(self, batch, logs=None):
             save_without_anchors(self.model, tmp_path / f"{batch}.keras")
 
-    model = networks.compiled(dual_opt(), networks.weights())
+    model = networks.compiled()
     networks.fit(model, 4, callbacks=[Shipping()])
-    networks.assert_same(state(model), state(trained(dual_opt(), steps=4)))
+    networks.assert_same(state(model), state(trained(steps=4)))
     loaded = keras.saving.load_model(tmp_path / "1.keras")
     networks.assert_same(
         networks.arrays(loaded.weights),
-        networks.arrays(trained(dual_opt(), steps=2).weights),
+        networks.arrays(trained(steps=2).weights),
     )
 
 
 def test_the_anchors_survive_an_error_while_saving(tmp_path):
-    model = trained(dual_opt())
+    model = trained()
     before = state(model)
     with pytest.raises(OSError, match=r"nowhere|No such file|Unable"):
         save_without_anchors(model, tmp_path / "nowhere" / "m.weights.h5")
@@ -148,7 +134,7 @@ def test_restored_training_goes_on_bit_for_bit(make, kind, built, tmp_path):
 
 
 def test_restoring_leaves_the_weights_alone(tmp_path):
-    model = trained(dual_opt())
+    model = trained()
     model.save(tmp_path / "model.keras")
     again = networks.compiled(dual_opt(), networks.weights(seed=9))
     restore_optimizer(again, tmp_path / "model.keras")
@@ -158,7 +144,7 @@ def test_restoring_leaves_the_weights_alone(tmp_path):
 
 
 def test_state_is_restored_across_the_loss_scale(tmp_path):
-    trained(dual_opt()).save(tmp_path / "plain.keras")
+    trained().save(tmp_path / "plain.keras")
     trained(wrapped()).save(tmp_path / "wrapped.keras")
     for make, name in ((wrapped, "plain"), (dual_opt, "wrapped")):
         model = networks.compiled(make(), networks.weights(seed=9))
@@ -169,11 +155,11 @@ def test_state_is_restored_across_the_loss_scale(tmp_path):
 
 def test_half_precision_is_restored(tmp_path):
     model = networks.network(networks.weights(), dtype="bfloat16")
-    model.compile(dual_opt(), "mse")
+    networks.compile(model, dual_opt())
     networks.fit(model, 2)
     before = state(model)
     model.save(tmp_path / "model.keras")
-    model.compile(dual_opt(), "mse")
+    networks.compile(model, dual_opt())
     restore_optimizer(model, tmp_path / "model.keras")
     networks.assert_same(state(model), before)
 
@@ -181,7 +167,7 @@ def test_half_precision_is_restored(tmp_path):
 def test_a_file_without_our_state_is_an_error(tmp_path):
     trained(keras.optimizers.Adam(0.1)).save(tmp_path / "adam.keras")
     networks.network(networks.weights()).save(tmp_path / "bare.keras")
-    model = trained(dual_opt())
+    model = trained()
     before = state(model)
     for name, match in (
         ("adam", r"arrays of another optimizer"),
@@ -193,7 +179,7 @@ def test_a_file_without_our_state_is_an_error(tmp_path):
 
 
 def test_a_state_that_does_not_fit_is_an_error(tmp_path):
-    trained(dual_opt()).save(tmp_path / "model.keras")
+    trained().save(tmp_path / "model.keras")
     model = trained(dual_opt(base="sgd"))
     before = state(model)
     with pytest.raises(ValueError, match="base='SGD'"):
@@ -203,10 +189,10 @@ def test_a_state_that_does_not_fit_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("act", [save_without_anchors, restore_optimizer])
 def test_files_and_models_of_other_kinds_are_refused(act, tmp_path):
-    model = networks.compiled(dual_opt(), networks.weights())
+    model = networks.compiled()
     with pytest.raises(ValueError, match=r"'\.keras' or '\.weights\.h5'"):
         act(model, tmp_path / "model.h5")
-    model.compile("adam", "mse")
+    networks.compile(model, "adam")
     with pytest.raises(ValueError, match="one compiled with Adam"):
         act(model, tmp_path / "model.keras")
 

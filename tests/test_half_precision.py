@@ -148,8 +148,6 @@ def test_float64_weights_are_pulled_in_float64(rule):
 
 def test_bfloat16_model_follows_the_float32_one_in_fit():
     model = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE),
-        networks.weights(),
         dtype="bfloat16",
     )
     networks.fit(model, 12)
@@ -167,7 +165,7 @@ def test_bfloat16_model_follows_the_float32_one_in_fit():
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_keeps_weights_and_anchors_in_float32(policy):
-    optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
+    optimizer = networks.dual_opt()
     with_scale = policy == "mixed_float16"
     model = networks.compiled(
         keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)

@@ -41,11 +41,6 @@ EVERY_BASE = {
 }
 
 
-def assert_same(got, wanted):
-    for one, other in zip(got, wanted, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 # Scratch mode adds nothing to fine-tune mode but an anchor that is 0: bases
 # with a decay to switch off, with state of their own per step, and the paper's.
 STRENGTH_ZERO = [("finetune", base) for base in EVERY_BASE] + [
@@ -66,7 +61,7 @@ def test_base_is_unchanged_when_strength_is_zero(mode, base):
         make(RATE, decay), make_variables(), quadratic_gradient(), 8
     )
     for got, wanted in zip(trajectory, alone, strict=True):
-        assert_same(got, wanted)
+        networks.assert_same(got, wanted)
     assert not np.array_equal(alone[-1][0], alone[-2][0])
 
 
@@ -79,7 +74,7 @@ def test_base_is_unchanged_in_fit_when_strength_is_zero(base):
         model = networks.compiled(optimizer, networks.weights())
         networks.fit(model, 6)
         trained.append(networks.arrays(model.trainable_variables))
-    assert_same(*trained)
+    networks.assert_same(*trained)
     assert not np.array_equal(trained[0][0], networks.weights()[0])
 
 
@@ -170,7 +165,7 @@ def test_weights_are_their_anchors_when_rho_is_one(base, size):
         4,
     )
     for got in trajectory:
-        assert_same(got[:-1], start[:-1])
+        networks.assert_same(got[:-1], start[:-1])
         # The head has no anchor and goes where the base sends it.
         assert not np.array_equal(got[-1], start[-1])
 

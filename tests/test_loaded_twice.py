@@ -9,6 +9,7 @@ import keras
 import networks
 import numpy as np
 import pytest
+from networks import dual_opt
 
 from keras_dualopt import DualOpt
 
@@ -17,15 +18,11 @@ OTHER = networks.weights(seed=99)
 STEPS = 3
 
 
-def make(**arguments):
-    return DualOpt(networks.RATE, **{**networks.FINETUNE, **arguments})
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Return a run's file, and pretrained ones: bare, and with Adam's state."""
     folder = tmp_path_factory.mktemp("files")
-    run = networks.compiled(make(), PRETRAINED)
+    run = networks.compiled()
     networks.fit(run, STEPS)
     run.save_weights(folder / "run.weights.h5")
     plain = networks.compiled(keras.optimizers.Adam(), OTHER)
@@ -44,7 +41,7 @@ def steps_taken(model):
 def test_weights_read_over_a_state_that_waits_begin_a_new_run(
     pretrained, files
 ):
-    model = networks.compiled(make(), networks.weights(seed=7))
+    model = networks.compiled(dual_opt(), networks.weights(seed=7))
     model.load_weights(files["run"])
     with pytest.warns(UserWarning, match="state") as caught:
         model.load_weights(files[pretrained])
@@ -59,7 +56,7 @@ def test_weights_read_over_a_state_that_waits_begin_a_new_run(
 def test_weights_read_over_a_state_that_was_read_name_the_way_to_anchor(
     pretrained, files
 ):
-    model = networks.compiled(make(), networks.weights(seed=7))
+    model = networks.compiled(dual_opt(), networks.weights(seed=7))
     model.optimizer.build(model.trainable_variables)
     model.load_weights(files["run"])
     with pytest.warns(UserWarning, match="anchor_at"):
@@ -72,7 +69,7 @@ def test_weights_read_over_a_state_that_was_read_name_the_way_to_anchor(
 
 @pytest.mark.parametrize("built", [False, True])
 def test_a_state_read_after_pretrained_weights_goes_on(built, files):
-    model = networks.compiled(make(), networks.weights(seed=7))
+    model = networks.compiled(dual_opt(), networks.weights(seed=7))
     if built:
         model.optimizer.build(model.trainable_variables)
     model.load_weights(files["bare"])
@@ -92,7 +89,7 @@ class SetRate(keras.callbacks.Callback):
 @pytest.mark.parametrize("way", ["assigned", "callback", "before the load"])
 def test_a_rate_given_after_the_state_wins(way, built, files):
     """And one given before it does not."""
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     if built:
         model.optimizer.build(model.trainable_variables)
     if way == "before the load":
@@ -143,7 +140,7 @@ def rigid(**arguments):
 
 def moved(model, optimizer):
     """Take a step; return the names of the layers that moved."""
-    model.compile(optimizer.bind(model), "mse")
+    networks.compile(model, optimizer.bind(model))
     before = {layer.name: layer.get_weights() for layer in model.layers}
     x = np.random.default_rng(6).normal(size=(8, 3)).astype("float32")
     model.train_on_batch(x, np.ones((8, 3), "float32"))
@@ -264,7 +261,7 @@ def test_a_state_of_another_head_is_passed_over_where_that_was_asked_for(files):
         body = model.layers[:-1]
         wide = keras.Sequential([*body, keras.layers.Dense(5, name="dense_3")])
         wide.build((None, networks.WIDTHS[0]))
-        wide.compile(make(), "mse", jit_compile=False)
+        wide.compile(dual_opt(), "mse", jit_compile=False)
         return wide
 
     x = networks.data(1)[0]

@@ -12,15 +12,12 @@ import networks
 import numpy as np
 import pytest
 from cases import BACKEND
+from networks import dual_opt
 
 from keras_dualopt import DualOpt, interpolate, review
 
 PRETRAINED = networks.weights()
 OTHER = networks.weights(seed=99)
-
-
-def make(**arguments):
-    return DualOpt(networks.RATE, **{**networks.FINETUNE, **arguments})
 
 
 def lines(caplog):
@@ -38,7 +35,7 @@ def log(caplog):
 
 
 def test_the_first_fit_says_what_was_taken_for_the_head(log):
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 2)
     networks.fit(model, 2)
     (line,) = lines(log)
@@ -53,7 +50,7 @@ def test_the_first_fit_says_what_was_taken_for_the_head(log):
 
 def test_every_optimizer_says_it_and_train_on_batch_too(log):
     for _ in range(2):
-        model = networks.compiled(make(), PRETRAINED)
+        model = networks.compiled()
         for _ in range(2):
             model.train_on_batch(*networks.data(1))
     assert len(lines(log)) == 2
@@ -61,7 +58,7 @@ def test_every_optimizer_says_it_and_train_on_batch_too(log):
 
 def test_it_says_that_there_is_no_head(log):
     model = networks.network(PRETRAINED)
-    compile(model, make().bind(model, head=()))
+    networks.compile(model, dual_opt().bind(model, head=()))
     networks.fit(model, 1)
     (line,) = lines(log)
     assert "dense_" not in line
@@ -73,12 +70,8 @@ def test_the_line_can_be_silenced_and_scratch_mode_has_none(log):
         networks.compiled(DualOpt(0.1, **networks.SCRATCH), PRETRAINED), 1
     )
     log.set_level(logging.WARNING, logger="keras_dualopt")
-    networks.fit(networks.compiled(make(), PRETRAINED), 1)
+    networks.fit(networks.compiled(), 1)
     assert lines(log) == []
-
-
-def compile(model, optimizer):
-    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
 
 
 # The kinds of new layer between a pretrained body and the head.
@@ -109,7 +102,7 @@ def transferred(kind="dense"):
 @pytest.mark.parametrize("kind", NEW)
 def test_layers_that_look_new_are_named_with_the_way_out(kind):
     model = transferred(kind)
-    compile(model, make())
+    networks.compile(model, dual_opt())
     with pytest.warns(UserWarning, match="head") as caught:
         networks.fit(model, 2)
     (text,) = networks.told(caught)
@@ -123,7 +116,7 @@ def test_layers_that_look_new_are_named_with_the_way_out(kind):
 @pytest.mark.parametrize("walk", [interpolate, review])
 def test_ways_back_to_layers_that_look_new_are_named_too(walk):
     model = transferred()
-    compile(model, make())
+    networks.compile(model, dual_opt())
     with pytest.warns(UserWarning, match="head"):
         networks.fit(model, 2)
     with pytest.warns(UserWarning, match="fresh"):
@@ -133,7 +126,7 @@ def test_ways_back_to_layers_that_look_new_are_named_too(walk):
 @pytest.mark.parametrize("kind", NEW)
 def test_new_layers_that_were_told_are_not_named(kind):
     model = transferred(kind)
-    compile(model, make().bind(model, head=["fresh", "out"]))
+    networks.compile(model, dual_opt().bind(model, head=["fresh", "out"]))
     networks.fit(model, 2)
     interpolate(model, 0.5)
 
@@ -141,7 +134,7 @@ def test_new_layers_that_were_told_are_not_named(kind):
 def test_pretrained_layers_without_any_bias_are_not_named():
     """Biases are zeros all over: it says nothing."""
     start = [a * (a.ndim > 1) for a in PRETRAINED]
-    networks.fit(networks.compiled(make(), start), 1)
+    networks.fit(networks.compiled(dual_opt(), start), 1)
 
 
 AGAIN = {
@@ -155,10 +148,10 @@ AGAIN = {
 
 @pytest.mark.parametrize("way", AGAIN)
 def test_a_second_optimizer_on_moved_weights_names_the_first(way, tmp_path):
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 3)
     model = AGAIN[way](model, tmp_path / "model.keras")
-    compile(model, make())
+    networks.compile(model, dual_opt())
     with pytest.warns(UserWarning, match="anchor_at") as caught:
         networks.fit(model, 2, start=3)
     assert len(networks.told(caught)) == 1
@@ -166,24 +159,24 @@ def test_a_second_optimizer_on_moved_weights_names_the_first(way, tmp_path):
 
 
 def test_a_second_optimizer_that_was_told_what_to_anchor_at_says_nothing():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 2)
-    compile(model, make().anchor_at(model.optimizer))
+    networks.compile(model, dual_opt().anchor_at(model.optimizer))
     networks.fit(model, 2)
     networks.assert_anchored_at(model.optimizer, PRETRAINED)
-    compile(model, make().anchor_at())
+    networks.compile(model, dual_opt().anchor_at())
     present = networks.arrays(model.weights)
     networks.fit(model, 2)
     networks.assert_anchored_at(model.optimizer, present)
 
 
 def test_a_second_optimizer_on_weights_that_came_anew_says_nothing(tmp_path):
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 2)
     model.set_weights(PRETRAINED)
-    compile(model, make())
+    networks.compile(model, dual_opt())
     networks.fit(model, 2)
-    compile(model, DualOpt(0.1, **networks.SCRATCH))
+    networks.compile(model, DualOpt(0.1, **networks.SCRATCH))
     networks.fit(model, 2)
 
 
@@ -192,7 +185,7 @@ def test_a_second_optimizer_on_weights_that_came_anew_says_nothing(tmp_path):
     reason="a step that is compiled already runs no code of ours",
 )
 def test_weights_set_after_the_first_step_are_said_to_be_pulled_back():
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     networks.fit(model, 1)
     model.set_weights(PRETRAINED)
     with pytest.warns(UserWarning, match="anchor_at") as caught:
@@ -203,7 +196,7 @@ def test_weights_set_after_the_first_step_are_said_to_be_pulled_back():
 
 
 def test_weights_set_and_anchored_at_say_nothing():
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     networks.fit(model, 1)
     model.set_weights(PRETRAINED)
     model.optimizer.anchor_at()
@@ -212,7 +205,7 @@ def test_weights_set_and_anchored_at_say_nothing():
 
 
 def test_weights_that_a_callback_puts_back_say_nothing():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     callback = keras.callbacks.EarlyStopping(
         "loss", patience=1, mode="max", restore_best_weights=True
     )
@@ -223,7 +216,7 @@ def test_weights_that_a_callback_puts_back_say_nothing():
 
 def own_loop(model, steps=3):
     """Train without `compile`; return the optimizer."""
-    optimizer = make().bind(model)
+    optimizer = dual_opt().bind(model)
     variables = model.trainable_variables
     for step in range(steps):
         gradients = networks.gradient(step, networks.arrays(variables))
@@ -235,7 +228,7 @@ def own_loop(model, steps=3):
 
 
 def compiled_anew(model):
-    compile(model, make())
+    networks.compile(model, dual_opt())
 
 
 def built_anew(model):
@@ -282,7 +275,7 @@ NARROW = {
 @pytest.mark.parametrize("base", NARROW)
 def test_weights_stored_in_half_precision_are_said_to_lose_steps(base, dtype):
     model = networks.network(PRETRAINED, dtype=dtype)
-    optimizer = make(base=NARROW[base]()).bind(model)
+    optimizer = dual_opt(base=NARROW[base]()).bind(model)
     with pytest.warns(UserWarning, match=dtype) as caught:
         optimizer.build(model.trainable_variables)
     (text,) = networks.told(caught)
@@ -292,7 +285,7 @@ def test_weights_stored_in_half_precision_are_said_to_lose_steps(base, dtype):
 
 
 def test_an_exclusion_that_leaves_nothing_to_pull_is_said():
-    model = networks.compiled(make(exclude=[".*"]), PRETRAINED)
+    model = networks.compiled(dual_opt(exclude=[".*"]), PRETRAINED)
     with pytest.warns(UserWarning, match="exclude"):
         networks.fit(model, 1)
 
@@ -300,7 +293,7 @@ def test_an_exclusion_that_leaves_nothing_to_pull_is_said():
 def test_pretrained_weights_that_are_not_finite_are_refused():
     start = [array.copy() for array in PRETRAINED]
     start[2][1, 1] = np.nan
-    model = networks.compiled(make(), start)
+    model = networks.compiled(dual_opt(), start)
     with pytest.raises(ValueError, match=r"(?s)finite.*dense_1/kernel"):
         networks.fit(model, 1)
     networks.assert_same(networks.arrays(model.weights), start)

@@ -151,7 +151,7 @@ def test_one_outlier_does_not_take_all_the_colours():
 
 def test_strength_is_drawn_over_depth_with_a_mark_a_layer(tmp_path):
     model = networks.network(networks.weights())
-    built = DualOpt(networks.RATE, **networks.FINETUNE).bind(model)
+    built = networks.dual_opt().bind(model)
     built.build(model.trainable_variables)
     other = DualOpt(rollback=0.05, power=4.0)
     figure = plot_strength(built, other, path=tmp_path / "strength.png")

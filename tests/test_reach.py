@@ -480,7 +480,7 @@ def test_a_saved_run_goes_on_as_if_it_had_never_stopped(tmp_path, arguments):
     def run(stop):
         model = networks.network(networks.weights())
         optimizer = DualOpt(networks.RATE, shallow_rate=0.4, **arguments)
-        model.compile(optimizer.bind(model, head=()), "mse")
+        networks.compile(model, optimizer.bind(model, head=()))
         networks.fit(model, 4)
         if stop:
             model.save(tmp_path / "run.keras")
@@ -508,7 +508,7 @@ def test_sizes_belong_to_layers_and_not_to_their_numbers(tmp_path):
 
     def model_of(depth):
         model = networks.network(networks.weights())
-        model.compile(DualOpt(0.01, reach="10%", depth=depth), "mse")
+        networks.compile(model, DualOpt(0.01, reach="10%", depth=depth))
         return model
 
     first = {".*dense_0/.*": 0.0, ".*dense_1/.*": 0.5, ".*": 1.0}
@@ -529,7 +529,7 @@ def test_sizes_belong_to_layers_and_not_to_their_numbers(tmp_path):
 
 def test_a_share_of_nothing_is_refused():
     model = networks.network([0.0 * w for w in networks.weights()])
-    model.compile(DualOpt(0.01, reach="10%").bind(model, head=()), "mse")
+    networks.compile(model, DualOpt(0.01, reach="10%").bind(model, head=()))
     with pytest.raises(ValueError, match="which is 0 in every weight"):
         networks.fit(model, 1)
 

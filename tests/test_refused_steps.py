@@ -51,11 +51,6 @@ def make(**arguments):
     )
 
 
-def compile(model, optimizer, **arguments):
-    arguments.setdefault("jit_compile", BACKEND == "jax")
-    model.compile(optimizer, "mse", **arguments)
-
-
 def fit(model, **arguments):
     arguments = {"epochs": 1, "verbose": 0, **arguments}
     model.fit(X, Y, batch_size=8, shuffle=False, **arguments)
@@ -73,7 +68,7 @@ EAGER = {"run_eagerly": True, "jit_compile": False}
 def trained(*frozen, step=fit, optimizer=None, **arguments):
     model = alike()
     freeze(model, *frozen)
-    compile(model, optimizer or make(), **arguments)
+    networks.compile(model, optimizer or make(), **arguments)
     step(model)
     return model
 
@@ -134,7 +129,7 @@ def test_the_way_out_of_a_refused_step_keeps_the_anchors(change):
     alter(model)
     assert_refused(model, fit)
     before = networks.arrays(model.get_layer("c").weights)
-    compile(model, make().anchor_at(model.optimizer))
+    networks.compile(model, make().anchor_at(model.optimizer))
     fit(model)
     own = [id(variable) for variable in model.trainable_variables]
     anchors = networks.anchors(model.optimizer)
@@ -159,7 +154,7 @@ def test_a_compiled_step_that_goes_on_as_before_says_so_at_the_end(change):
     with pytest.warns(UserWarning, match="compile") as caught:
         fit(model, epochs=2)
     assert len(networks.told(caught)) == 1
-    compile(model, make().anchor_at(model.optimizer))
+    networks.compile(model, make().anchor_at(model.optimizer))
     fit(model)
 
 
@@ -193,30 +188,68 @@ def test_a_step_refused_in_the_middle_of_fit_keeps_weights_that_were_set():
     networks.assert_same(networks.arrays(model.weights), values(seed=8))
 
 
-def test_a_refused_build_keeps_every_weight():
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_refused_build_keeps_every_weight(step, wrapped):
     model = alike()
-    compile(model, make(exclude=["nothing"]))
+    optimizer = make(exclude=["nothing"])
+    if wrapped:  # It makes variables of its own before it builds ours.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    networks.compile(model, optimizer)
     before = networks.arrays(model.weights)
-    with pytest.raises(ValueError, match="exclude"):
-        fit(model)
-    networks.assert_same(networks.arrays(model.weights), before)
+    # A step that TensorFlow could not trace must not pass for one that is.
+    for words in ("exclude", "refused|exclude", "refused|exclude"):
+        with pytest.raises(ValueError, match=words):
+            STEPS[step](model)
+        networks.assert_same(networks.arrays(model.weights), before)
 
 
-def test_a_refused_file_keeps_every_weight(tmp_path):
+@pytest.mark.parametrize("step", STEPS)
+def test_a_refused_file_keeps_every_weight(step, tmp_path):
     path = tmp_path / "sgd.weights.h5"
     model = alike()
-    compile(model, make(base="sgd"))
+    networks.compile(model, make(base="sgd"))
     fit(model)
     model.save_weights(path)
     saved = networks.arrays(model.weights)
     other = alike()
-    compile(other, make())
+    networks.compile(other, make())
     other.load_weights(path)
-    # The second time TensorFlow says it in words of its own.
-    for words in ("base", None):
+    for words in ("base", "were refused", "were refused"):
         with pytest.raises(ValueError, match=words):
-            fit(other)
+            STEPS[step](other)
         networks.assert_same(networks.arrays(other.weights), saved)
+
+
+def test_a_refused_build_is_refused_again_in_a_loop_of_ones_own():
+    other = alike()
+    step = own_step(other, make(base="sgd"))
+    step()
+    store = {}
+    step.optimizer.save_own_variables(store)
+    model = alike()
+    step = own_step(model, make())
+    step.optimizer.load_own_variables(store)
+    for words in ("base", "were refused", "were refused"):
+        with pytest.raises(ValueError, match=words):
+            step()
+    networks.assert_same(networks.arrays(model.weights), values())
+
+
+def own_step(model, optimizer):
+    optimizer.bind(model)
+    variables = model.trainable_variables
+
+    def step():
+        gradients = [keras.ops.ones(one.shape) for one in variables]
+        optimizer.apply(gradients, variables)
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        step = tf.function(step)
+    step.optimizer = optimizer
+    return step
 
 
 def test_every_step_is_taken_where_a_layer_was_frozen_and_is_free_again():

@@ -5,7 +5,6 @@ import networks
 import numpy as np
 import pytest
 
-from keras_dualopt import DualOpt
 from keras_dualopt.callbacks import Retention
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -17,8 +16,7 @@ def tasks(seed):
 
 
 def model_for(optimizer=None):
-    optimizer = optimizer or DualOpt(networks.RATE, **networks.FINETUNE)
-    return networks.compiled(optimizer, networks.weights(), metrics=["mae"])
+    return networks.compiled(optimizer, metrics=["mae"])
 
 
 def error(weights, x, y):
@@ -42,17 +40,7 @@ class Weights(keras.callbacks.Callback):
 
 
 def train(model, callbacks, epochs=4, **arguments):
-    x, y = networks.data()
-    return model.fit(
-        x,
-        y,
-        batch_size=networks.BATCH,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=callbacks,
-        **arguments,
-    ).history
+    return networks.epochs(model, epochs, callbacks, **arguments)
 
 
 def test_one_old_task_is_measured_after_every_epoch():
@@ -123,7 +111,7 @@ def test_a_model_that_shares_the_layers_is_measured_instead():
 def test_early_stopping_by_the_score_puts_the_best_epoch_back(rule):
     watched = Weights()
     retention = Retention(tasks(20), rule=rule)
-    model = model_for(DualOpt(0.2, **networks.FINETUNE))
+    model = model_for(networks.dual_opt(0.2))
     stopping = keras.callbacks.EarlyStopping(
         "retention_score", mode="max", patience=2, restore_best_weights=True
     )

@@ -19,13 +19,7 @@ HEAD = 2  # The head's variables come last.
 
 
 def trained(optimizer=None, steps=6):
-    model = networks.compiled(
-        optimizer or DualOpt(networks.RATE, **networks.FINETUNE),
-        networks.weights(),
-        metrics=["mae"],
-    )
-    networks.fit(model, steps)
-    return model
+    return networks.trained(optimizer, steps, metrics=["mae"])
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +159,7 @@ def test_a_curve_shows_its_metrics_at_both_ends():
 def test_a_wrapped_optimizer_and_a_reloaded_model_know_the_way(tmp_path):
     model = trained(
         keras.optimizers.LossScaleOptimizer(
-            DualOpt(networks.RATE, **networks.FINETUNE), initial_scale=4.0
+            networks.dual_opt(), initial_scale=4.0
         )
     )
     tuned = networks.arrays(model.weights)
@@ -202,14 +196,11 @@ def test_of_a_part_of_the_model_only_that_part_is_walked():
 def test_two_optimizers_with_anchors_are_named_and_one_can_be_chosen():
     model = trained()
     first = model.optimizer
-    model.compile(
-        DualOpt(networks.RATE, name="second", **networks.FINETUNE).anchor_at(),
-        "mse",
-    )
+    networks.compile(model, networks.dual_opt(name="second").anchor_at())
     middle = networks.arrays(model.weights)
     networks.fit(model, 2)
     second, tuned = model.optimizer, networks.arrays(model.weights)
-    model.compile("sgd", "mse")
+    networks.compile(model, "sgd")
     with pytest.raises(ValueError, match=r"second.*`source=`.*anchor_at"):
         interpolate(model, 0.5)
     interpolate(model, 0.0, second)
@@ -223,9 +214,7 @@ def test_two_optimizers_with_anchors_are_named_and_one_can_be_chosen():
 def test_a_stage_that_was_meant_does_not_look_for_earlier_anchors():
     model = trained()
     first, tuned = model.optimizer, networks.arrays(model.weights)
-    model.compile(
-        DualOpt(networks.RATE, **networks.FINETUNE).anchor_at(), "mse"
-    )
+    networks.compile(model, networks.dual_opt().anchor_at())
     model.optimizer.build(model.trainable_variables)
     interpolate(model, 0.0)
     networks.assert_same(networks.arrays(model.weights), tuned)
@@ -267,7 +256,7 @@ def test_a_source_also_gives_statistics_and_frozen_weights():
 
     pretrained, model = make(), make()
     model.set_weights(pretrained.get_weights())
-    model.compile(DualOpt(0.1), "mse")
+    networks.compile(model, DualOpt(0.1))
     x, y = networks.data()
     model.fit(x, y, verbose=0)
     tuned = networks.arrays(model.weights)
@@ -309,7 +298,7 @@ def test_half_precision_is_interpolated_in_float32():
 def test_a_lora_delta_is_scaled():
     model = networks.network(networks.weights())
     model.layers[0].enable_lora(2)
-    model.compile(DualOpt(0.1, **networks.FINETUNE), "mse")
+    networks.compile(model, networks.dual_opt(0.1))
     networks.fit(model, 4)
     factors = networks.arrays(
         [model.layers[0].lora_kernel_a, model.layers[0].lora_kernel_b]
@@ -364,7 +353,7 @@ def test_a_model_without_anchors_is_an_error(optimizer, match):
 def test_a_layer_unfrozen_since_is_an_error():
     model = networks.network(networks.weights())
     model.layers[1].trainable = False
-    model.compile(DualOpt(0.1), "mse")
+    networks.compile(model, DualOpt(0.1))
     networks.fit(model, 1)
     model.layers[1].trainable = True
     with pytest.raises(ValueError, match=r"none for .*dense_1"):
@@ -383,9 +372,7 @@ def test_reviewing_in_the_middle_of_an_epoch_does_not_disturb_it():
                 self.seen += 1
 
     plain, reviewing = trained(steps=4), Reviewing()
-    watched = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    watched = networks.compiled()
     networks.fit(watched, 4, callbacks=[reviewing])
     assert reviewing.seen == 4 * 3
     networks.assert_same(
@@ -400,17 +387,15 @@ def test_a_copy_is_not_compiled_and_the_model_stays_so(model, tuned):
     assert model.compiled
     with pytest.raises(ValueError, match="compile"):
         copy.fit(*networks.data(), verbose=0)
-    copy.compile("sgd", "mse")
+    networks.compile(copy, "sgd")
     networks.fit(copy, 1)
 
 
 def test_a_copy_needs_nothing_of_what_the_model_was_compiled_with():
     """A rate of one's own cannot be written to a config."""
     model = trained(
-        DualOpt(
-            lambda: networks.RATE,
-            reference_learning_rate=networks.RATE,
-            **networks.FINETUNE,
+        networks.dual_opt(
+            lambda: networks.RATE, reference_learning_rate=networks.RATE
         )
     )
     assert not interpolate(model, 0.5, copy=True).compiled
@@ -439,7 +424,7 @@ class Labelled(keras.Model):
 
 def test_a_copy_is_of_the_same_class():
     model = Labelled(4, "birds")
-    model.compile(DualOpt(networks.RATE), "mse")
+    networks.compile(model, DualOpt(networks.RATE))
     networks.fit(model, 2)
     copy = interpolate(model, 0.0, copy=True)
     assert type(copy) is Labelled
@@ -456,7 +441,7 @@ def fit_elsewhere(model):
 
 
 def fit_anew(model):
-    model.compile("sgd", "mse")
+    networks.compile(model, "sgd")
     networks.fit(model, 1)
 
 
@@ -510,7 +495,7 @@ def with_zeros(*numbers, size=0.0):
     start = networks.weights()
     for number in numbers:
         start[number] = np.full_like(start[number], size)
-    model = networks.compiled(DualOpt(0.1, **networks.FINETUNE), start)
+    model = networks.compiled(networks.dual_opt(0.1), start)
     model.optimizer.build(model.trainable_variables)
     return model
 

@@ -24,9 +24,7 @@ def built(optimizer, model=None):
 
 
 def test_every_layer_has_a_row_and_the_totals_add_up():
-    title, (header, *rows, total) = table(
-        built(DualOpt(networks.RATE, **networks.FINETUNE))
-    )
+    title, (header, *rows, total) = table(built(networks.dual_opt()))
     for part in ("finetune", "rollback 0.21", "power 1.7", "rate 0.03"):
         assert part in title
     assert header == [

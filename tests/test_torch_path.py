@@ -4,6 +4,9 @@ The fused path moves what torch's kernels can take, the plain path the rest. A
 test that compared numbers alone would not notice that all went one way.
 """
 
+import itertools
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -223,6 +226,30 @@ def test_gradients_of_another_kind(rule, mode, change, paths):
             assert paths["fused"] == (COUNT + fused) * STEPS // 2
             assert paths["plain"] == plain * STEPS // 2
     assert_close(*results)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_plan_serves_again_and_only_few_are_kept(monkeypatch):
+    """As where a router sends each batch through other layers."""
+    plans = []
+
+    class Counted(torch_fused.Plan):
+        def __init__(self, slots):
+            super().__init__(slots)
+            plans.append(weakref.ref(self))
+
+    monkeypatch.setattr(torch_fused, "Plan", Counted)
+    variables, gradient = make_variables(), quadratic_gradient()
+    optimizer = made(bases.Adam, "finetune")
+    present = [*itertools.combinations(range(COUNT), COUNT // 2)]
+    assert len(present) == 20
+    for step, chosen in enumerate([present[0], *present, present[-1]]):
+        gradients = tensors(gradient(step, values(variables)), variables)
+        for index in {*range(COUNT)}.difference(chosen):
+            gradients[index] = None
+        optimizer.apply(gradients, variables)
+    assert len(plans) == 20
+    assert sum(plan() is not None for plan in plans) <= 8
 
 
 @table

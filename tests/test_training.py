@@ -20,9 +20,7 @@ MODES = {"finetune": networks.FINETUNE, "scratch": networks.SCRATCH}
 
 
 def fitted(optimizer, **arguments):
-    model = networks.compiled(optimizer, networks.weights(), **arguments)
-    networks.fit(model, STEPS)
-    return model
+    return networks.trained(optimizer, STEPS, **arguments)
 
 
 def fit_in_parts(optimizer):
@@ -204,15 +202,30 @@ def wrapped_in_fit(base):
 
 
 def wrapped_optimizer(base):
-    return DualOpt(
-        networks.RATE, base=BASES[base](networks.RATE), **networks.FINETUNE
-    )
+    return networks.dual_opt(base=BASES[base](networks.RATE))
 
 
 @pytest.mark.parametrize(("base", "way"), WRAPPED)
 def test_way_to_train_gives_the_same_numbers_with_a_wrapped_base(base, way):
     model = WAYS[way](wrapped_optimizer(base))
     networks.assert_close(model, wrapped_in_fit(base))
+
+
+def test_a_new_optimizer_takes_its_own_steps_where_an_old_one_is_held():
+    """As the traceback of an interrupted `fit` does in a notebook."""
+    stronger = {**networks.FINETUNE, "rollback": 0.9, "rollback_min": 0.4}
+    model = networks.compiled(
+        DualOpt(networks.RATE, **stronger), networks.weights()
+    )
+    networks.fit(model, 2)
+    held = model.train_function
+    model.set_weights(networks.weights())
+    optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
+    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    for start, steps in ((0, 3), (3, STEPS - 3)):
+        networks.fit(model, steps, start=start)
+    assert held is not model.train_function
+    networks.assert_close(model, networks.expected(STEPS)[-1])
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="a limit of Keras on torch")
@@ -233,7 +246,7 @@ def test_sparse_gradients_of_an_embedding_are_those_of_a_dense_one(rule):
     )
     model.set_weights([table])
     optimizer = DualOpt(0.1, base=rule, rollback=0.3, depth={".*": 0.0})
-    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, optimizer)
     rows = np.array([[0, 1], [1, 4]], dtype="int32")
     goal = np.zeros((2, 2, 3), dtype="float32")
 

@@ -1,7 +1,7 @@
 """What is kept and what is learned, beside everything people use instead.
 
-    python -m benchmarks.forgetting search convolutional
-    python -m benchmarks.forgetting length convolutional
+    python -m benchmarks.forgetting search dense
+    python -m benchmarks.forgetting length dense
     python -m benchmarks.forgetting report
 
 An experiment goes on where it was stopped. Results are in `results/`; `report`

@@ -1,7 +1,7 @@
 """What TensorFlow, JAX and PyTorch do differently, and nothing else.
 
-`engine` is the module of the backend in use. Each offers the same functions
-with the same meaning; `defaults` has those that most need not write:
+`engine` has the functions of the module of the backend in use, and those of
+`defaults` that it need not write:
 
 - `eager()`: a context in which variables are created and written at once, even
   while a graph is being traced;
@@ -20,10 +20,10 @@ with the same meaning; `defaults` has those that most need not write:
   the flag is 0, and set the flag to 1;
 - `hidden_scalars(values, used)`: numbers that a compiler does not take for
   constants; 0 where the scalar `used` is false;
-- `before_step(pull, variables, indices)`: θ_{t−1} of variables whose step a
-  wrapped optimizer will make too long;
+- `kept(variable)`: its value of now, which a step will not change;
 - `pull_each(pull, variables, indices, learning_rate, before, strategy)`:
-  shorten those steps, and pull what a wrapped optimizer has just moved;
+  shorten the steps that are too long, and pull what a wrapped optimizer has
+  just moved; `before` has θ_{t−1} of the former;
 - `batched_step(rule, gradients, variables, learning_rate)`: the update of one
   of the paper's rules for many variables at once; returns the gradients and
   the variables that the plain path must do;
@@ -32,9 +32,12 @@ with the same meaning; `defaults` has those that most need not write:
 """
 
 import importlib
-from typing import Any
+from types import SimpleNamespace
 
 import keras
+
+from keras_dualopt.backend import defaults
+from keras_dualopt.backend.defaults import Array, Strategy, Tensor
 
 if keras.backend.backend() not in ("tensorflow", "jax", "torch"):
     raise ImportError(
@@ -43,9 +46,9 @@ if keras.backend.backend() not in ("tensorflow", "jax", "torch"):
         f"{keras.backend.backend()!r}."
     )
 
-# The type is that of any of them: all have the same functions.
-engine: Any = importlib.import_module(
+_own = importlib.import_module(
     f"keras_dualopt.backend.{keras.backend.backend()}"
 )
+engine = SimpleNamespace(**{**vars(defaults), **vars(_own)})
 
-__all__ = ["engine"]
+__all__ = ["Array", "Strategy", "Tensor", "engine"]

@@ -1,22 +1,18 @@
 """JAX: values are immutable, updates are traced, buffers are donated."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import numpy.typing as npt
 from jax.experimental import sparse as jax_sparse
 
-from keras_dualopt.backend.defaults import batched_step as batched_step
-from keras_dualopt.backend.defaults import check_engine as check_engine
-from keras_dualopt.backend.defaults import eager as eager
-from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
-from keras_dualopt.backend.defaults import replicated as replicated
-from keras_dualopt.backend.defaults import uncompiled as uncompiled
+from keras_dualopt.backend import defaults
+from keras_dualopt.backend.defaults import Array, Pull, Strategy, Tensor
 
 
 def starting_model() -> keras.Model | None:
@@ -40,7 +36,18 @@ def starting_model() -> keras.Model | None:
     return None
 
 
-def concrete(variable: keras.Variable) -> Any:
+def forget_compiled(model: keras.Model) -> None:
+    """Make the next step compile anew, also where the last one is still held.
+
+    JAX looks for what it has traced by equality, and `model.train_step` equals
+    itself: while anything holds an old step (the traceback of an interrupted
+    `fit`, in a notebook), a new one would be that of the old optimizer.
+    """
+    jax.jit(model.train_step, donate_argnums=0).clear_cache()
+    defaults.forget_compiled(model)
+
+
+def concrete(variable: keras.Variable) -> Array | None:
     """Return a variable's value on the host, also while a step is traced."""
     value = variable._value
     if value is None or isinstance(value, jax.core.Tracer):
@@ -53,13 +60,15 @@ def concrete(variable: keras.Variable) -> Any:
     return np.asarray(value)
 
 
-def copy_value(target: keras.Variable, source: Any) -> None:
+def copy_value(
+    target: keras.Variable, source: keras.Variable | Tensor | npt.ArrayLike
+) -> None:
     """Write a copy: an alias would be donated twice in the next step."""
     value = source.value if isinstance(source, keras.Variable) else source
     target.assign(jnp.array(value, dtype=target.dtype, copy=True))
 
 
-def dense(gradient: Any) -> Any:
+def dense(gradient: Tensor) -> Tensor:
     """Return a `BCOO` gradient of an embedding as a dense array."""
     if isinstance(gradient, jax_sparse.JAXSparse):
         return gradient.todense()
@@ -70,9 +79,9 @@ def capture(
     flag: keras.Variable,
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
-    units: keras.Variable | None = None,
-    measure: Any = None,
-    strategy: Any = None,
+    units: keras.Variable | None,
+    measure: Callable[[Sequence[Tensor]], Tensor],
+    strategy: Strategy,
 ) -> None:
     """Copy `variables` into `anchors` in the first step.
 
@@ -85,7 +94,7 @@ def capture(
     if anchors:
         targets = [*anchors] if units is None else [*anchors, units]
 
-        def take(old: Any, new: Any) -> Any:
+        def take(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
             values = [
                 jnp.asarray(value, dtype=anchor.dtype)
                 for value, anchor in zip(new, anchors, strict=True)
@@ -104,7 +113,7 @@ def capture(
     flag.assign(jnp.ones_like(taken))
 
 
-def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
+def hidden_scalars(values: Sequence[Tensor], used: Tensor) -> Sequence[Tensor]:
     """Return numbers that XLA does not see; 0 where they are not used.
 
     Kernels that differ in nothing but a constant are compiled one by one, with
@@ -112,15 +121,13 @@ def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
     comes out of a conditional is no constant to XLA. Not on a GPU, which may
     have to ask the host which branch to take.
     """
-    if isinstance(values, keras.Variable):
-        values = [values.value[n] for n in range(values.shape[0])]
     if (
         not values
         or not isinstance(used, jax.core.Tracer)
         or jax.default_backend() != "cpu"
     ):
-        return list(values)
-    scalars: list[Any] = jax.lax.cond(
+        return values
+    scalars: list[Tensor] = jax.lax.cond(
         used,
         lambda: [jnp.asarray(value, "float32") for value in values],
         lambda: [jnp.float32(0.0)] * len(values),
@@ -128,23 +135,18 @@ def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
     return scalars
 
 
-def before_step(
-    pull: Any, variables: Sequence[keras.Variable], indices: Sequence[int]
-) -> list[Any]:
-    """Return θ_{t−1} of the variables whose step will be shortened."""
-    return [
-        variable.value if pull.slows[index] else None
-        for index, variable in zip(indices, variables, strict=True)
-    ]
+def kept(variable: keras.Variable) -> Tensor:
+    """Return the value of now; it is not changed, but replaced."""
+    return variable.value
 
 
 def pull_each(
-    pull: Any,
+    pull: Pull,
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
-    learning_rate: Any,
-    before: Sequence[Any],
-    strategy: Any = None,
+    learning_rate: Tensor,
+    before: Sequence[Tensor],
+    strategy: Strategy,
 ) -> None:
     """Shorten the step of every variable where it is to be, and pull it."""
     steps = pull.steps(learning_rate, indices)

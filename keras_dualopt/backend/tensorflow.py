@@ -6,44 +6,49 @@ copy of the variable on every replica.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
+import numpy.typing as npt
 import tensorflow as tf
 
-from keras_dualopt.backend.defaults import batched_step as batched_step
-from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
-from keras_dualopt.backend.defaults import starting_model as starting_model
-from keras_dualopt.backend.defaults import uncompiled as uncompiled
+from keras_dualopt.backend.defaults import Array, Pull, Strategy, Tensor
 
 
-def eager() -> AbstractContextManager[Any]:
-    """Leave the graph that `fit` is tracing when it builds the optimizer."""
-    scope: AbstractContextManager[Any] = tf.init_scope()
-    return scope
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Leave the graph that `fit` is tracing when it builds the optimizer.
+
+    The variables are none of its own: a `tf.function` that has made some is
+    traced twice, and if it then fails in its first trace, it does nothing when
+    it is called again, without a word.
+    """
+    with tf.init_scope(), tf.variable_creator_scope(_not_lifted):
+        yield
 
 
-def replicated(strategy: Any) -> AbstractContextManager[Any]:
+def _not_lifted(next_creator: Any, **arguments: Any) -> Any:
+    arguments["experimental_enable_variable_lifting"] = False
+    return next_creator(**arguments)
+
+
+def replicated(strategy: Strategy) -> AbstractContextManager[object]:
     """A context in which variables get a copy on every replica."""
     if strategy is None or tf.distribute.get_strategy() is strategy:
         return contextlib.nullcontext()
-    scope: AbstractContextManager[Any] = strategy.scope()
+    scope: AbstractContextManager[object] = strategy.scope()
     return scope
 
 
 def check_engine(
     model: keras.Model | None,
     variables: Sequence[keras.Variable],
-    strategy: Any,
+    strategy: Strategy,
     accumulates: bool,
 ) -> None:
-    """Refuse a strategy on which a step would be wrong.
-
-    Raises:
-        ValueError: For parameter servers, and for accumulation on mirrors.
-    """
+    """Refuse a strategy on which a step would be wrong."""
     servers = (
         tf.distribute.ParameterServerStrategy,
         tf.distribute.experimental.ParameterServerStrategy,
@@ -69,22 +74,25 @@ def check_engine(
         )
 
 
-def concrete(variable: keras.Variable) -> Any:
+def concrete(variable: keras.Variable) -> Array | None:
     """Return a variable's value on the host, also while a step is traced."""
     with tf.init_scope():
         if not tf.executing_eagerly():
             return None
-        return variable.value.numpy()
+        value: Array = variable.value.numpy()
+        return value
 
 
-def copy_value(target: keras.Variable, source: Any) -> None:
+def copy_value(
+    target: keras.Variable, source: keras.Variable | Tensor | npt.ArrayLike
+) -> None:
     """Write a value at once; `assign` copies on TensorFlow."""
     value = source.value if isinstance(source, keras.Variable) else source
     with tf.init_scope():
         target.assign(tf.cast(value, target.dtype))
 
 
-def dense(gradient: Any) -> Any:
+def dense(gradient: Tensor) -> Tensor:
     """Return the `IndexedSlices` of an embedding as a dense tensor."""
     if isinstance(gradient, tf.IndexedSlices):
         return tf.math.unsorted_segment_sum(
@@ -94,7 +102,10 @@ def dense(gradient: Any) -> Any:
 
 
 def _update(
-    distribution: Any, target: Any, function: Any, argument: Any
+    distribution: Strategy,
+    target: Tensor,
+    function: Callable[[Tensor, Tensor], None],
+    argument: Tensor | tuple[Tensor, ...],
 ) -> None:
     """Call a function for a variable's copy on every replica."""
     if not tf.distribute.has_strategy():
@@ -105,7 +116,9 @@ def _update(
     )
 
 
-def _across_replicas(strategy: Any, function: Any, *arguments: Any) -> None:
+def _across_replicas(
+    strategy: Strategy, function: Callable[..., None], *arguments: Any
+) -> None:
     tf.__internal__.distribute.interim.maybe_merge_call(
         function, strategy, *arguments
     )
@@ -115,15 +128,15 @@ def capture(
     flag: keras.Variable,
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
-    units: keras.Variable | None = None,
-    measure: Any = None,
-    strategy: Any = None,
+    units: keras.Variable | None,
+    measure: Callable[[Sequence[Tensor]], Tensor],
+    strategy: Strategy,
 ) -> None:
     """Copy `variables` into `anchors` in the first step."""
     if tf.executing_eagerly() and int(flag.value) != 0:
         return
 
-    def copy(distribution: Any) -> None:
+    def copy(distribution: Strategy) -> None:
         def take() -> None:
             for anchor, variable in zip(anchors, variables, strict=True):
                 _update(distribution, anchor.value, _assign, variable.value)
@@ -137,24 +150,22 @@ def capture(
     _across_replicas(strategy, copy)
 
 
-def _assign(target: Any, value: Any) -> None:
+def _assign(target: Tensor, value: Tensor) -> None:
     target.assign(tf.cast(value, target.dtype))
 
 
-def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
+def hidden_scalars(values: Sequence[Tensor], used: Tensor) -> Sequence[Tensor]:
     """Return numbers that XLA does not see; 0 where they are not used.
 
     As on JAX. What comes out of a `case` is no constant to XLA; what comes out
     of a `cond` may be one.
     """
-    if isinstance(values, keras.Variable):
-        values = [*tf.unstack(values.value, num=values.shape[0])]
     devices = {
         device.device_type for device in tf.config.list_logical_devices()
     }
     if not values or tf.executing_eagerly() or devices != {"CPU"}:
-        return list(values)
-    scalars: list[Any] = tf.switch_case(
+        return values
+    scalars: list[Tensor] = tf.switch_case(
         tf.cast(used, tf.int32),
         [
             lambda: [tf.constant(0.0)] * len(values),
@@ -164,34 +175,31 @@ def hidden_scalars(values: Any, used: Any) -> Sequence[Any]:
     return scalars
 
 
-def before_step(
-    pull: Any, variables: Sequence[keras.Variable], indices: Sequence[int]
-) -> list[Any]:
-    """Return θ_{t−1} of the variables whose step will be shortened."""
-    return [
-        tf.identity(variable.value) if pull.slows[index] else None
-        for index, variable in zip(indices, variables, strict=True)
-    ]
+def kept(variable: keras.Variable) -> Tensor:
+    """Return the value of now, which the step will write over."""
+    return tf.identity(variable.value)
 
 
 def pull_each(
-    pull: Any,
+    pull: Pull,
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
-    learning_rate: Any,
-    before: Sequence[Any],
-    strategy: Any = None,
+    learning_rate: Tensor,
+    before: Sequence[Tensor],
+    strategy: Strategy,
 ) -> None:
     """Shorten and pull what is to be, on every replica."""
 
-    def run(distribution: Any, steps: Any, before: Any) -> None:
+    def run(
+        distribution: Strategy, steps: Any, before: Sequence[Tensor]
+    ) -> None:
         for index, variable, past in zip(
             indices, variables, before, strict=True
         ):
             if not (pull.pulls[index] or pull.slows[index]):
                 continue
 
-            def move(target: Any, given: Any, index: int = index) -> None:
+            def move(target: Tensor, given: Any, index: int = index) -> None:
                 steps, past = given
                 _assign(target, pull(index, target, steps, past))
 

@@ -1,23 +1,20 @@
 """PyTorch: everything runs eagerly, in place, on live buffers."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import keras
+import numpy.typing as npt
 import torch
 
 from keras_dualopt.backend import torch_fused
-from keras_dualopt.backend.defaults import eager as eager
-from keras_dualopt.backend.defaults import forget_compiled as forget_compiled
-from keras_dualopt.backend.defaults import hidden_scalars as hidden_scalars
-from keras_dualopt.backend.defaults import replicated as replicated
-from keras_dualopt.backend.defaults import starting_model as starting_model
+from keras_dualopt.backend.defaults import Array, Pull, Strategy
+from keras_dualopt.backend.torch_fused import step as batched_step  # noqa: F401
 
 
 def check_engine(
     model: keras.Model | None,
     variables: Sequence[keras.Variable],
-    strategy: Any,
+    strategy: Strategy,
     accumulates: bool,
 ) -> None:
     """Refuse a model whose parameters are no longer Keras' variables.
@@ -26,9 +23,6 @@ def check_engine(
     the place of a module's parameters, or parts into them. Keras' layers go on
     computing with their variables: whole ones, whose gradients nobody averages,
     so that the processes drift apart without a word.
-
-    Raises:
-        ValueError: In a distributed run, naming the first such weight.
     """
     if model is None or not (
         torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -48,21 +42,30 @@ def check_engine(
             )
 
 
-def concrete(variable: keras.Variable) -> Any:
+def concrete(variable: keras.Variable) -> Array:
     """Return a variable's value on the host."""
     value = variable.value.detach().cpu()
     narrow = value.dtype in (torch.bfloat16, torch.float16)
-    return (value.float() if narrow else value).numpy()
+    array: Array = (value.float() if narrow else value).numpy()
+    return array
 
 
-def copy_value(target: keras.Variable, source: Any) -> None:
+def copy_value(
+    target: keras.Variable,
+    source: keras.Variable | torch.Tensor | npt.ArrayLike,
+) -> None:
     """Write a copy into the buffer that the target owns."""
-    value = source.value if isinstance(source, keras.Variable) else source
+    value = source
+    if isinstance(source, keras.Variable):
+        value = source.value
+    elif not isinstance(source, torch.Tensor):
+        # By Keras: torch does not know NumPy's bfloat16.
+        value = keras.ops.convert_to_tensor(source, target.dtype)
     with torch.no_grad():
-        target.value.copy_(torch.as_tensor(value))
+        target.value.copy_(value)
 
 
-def dense(gradient: Any) -> Any:
+def dense(gradient: torch.Tensor) -> torch.Tensor:
     """Return a sparse gradient of an embedding as a dense tensor."""
     if gradient.layout != torch.strided:
         return gradient.to_dense()
@@ -74,9 +77,9 @@ def capture(
     flag: keras.Variable,
     anchors: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
-    units: keras.Variable | None = None,
-    measure: Any = None,
-    strategy: Any = None,
+    units: keras.Variable | None,
+    measure: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    strategy: Strategy,
 ) -> None:
     """Copy `variables` into `anchors` in the first step.
 
@@ -98,64 +101,34 @@ def capture(
 
 
 @torch.no_grad()
-def before_step(
-    pull: Any, variables: Sequence[keras.Variable], indices: Sequence[int]
-) -> list[Any]:
-    """Return θ_{t−1} of the variables whose step will be shortened."""
-    return [
-        variable.value.clone() if pull.slows[index] else None
-        for index, variable in zip(indices, variables, strict=True)
-    ]
+def kept(variable: keras.Variable) -> torch.Tensor:
+    """Return the value of now, which the step will write over."""
+    return variable.value.clone()
 
 
 @torch.no_grad()
 def pull_each(
-    pull: Any,
+    pull: Pull,
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
-    learning_rate: Any,
-    before: Sequence[Any],
-    strategy: Any = None,
+    learning_rate: keras.Variable | torch.Tensor | float,
+    before: Sequence[torch.Tensor | None],
+    strategy: Strategy,
 ) -> None:
     """Shorten and pull what is to be."""
-    steps = None
-    plain = []
-    for index, variable, past in zip(indices, variables, before, strict=True):
-        if past is None:
-            plain.append((index, variable))
-            continue
-        if steps is None:
-            steps = pull.steps(learning_rate, indices)
-        variable.assign(pull(index, variable.value, steps, past))
-    left = torch_fused.pull_each(
-        pull,
-        [variable for _, variable in plain],
-        [index for index, _ in plain],
-        learning_rate,
-    )
+    left = torch_fused.pull_each(pull, variables, indices, learning_rate)
     if left:
         steps = pull.steps(learning_rate, [index for index, _ in left])
+        past = dict(zip(indices, before, strict=True))
     for index, variable in left:
-        variable.assign(pull(index, variable.value, steps))
+        variable.assign(pull(index, variable.value, steps, past[index]))
 
 
-def batched_step(
-    rule: Any,
-    gradients: Sequence[Any],
-    variables: Sequence[keras.Variable],
-    learning_rate: Any,
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Run torch's fused kernels on all that they can take."""
-    left: tuple[list[Any], list[Any]] = torch_fused.step(
-        rule, gradients, variables, learning_rate
-    )
-    return left
-
-
-def uncompiled(function: Any) -> Any:
+def uncompiled(function: Callable[..., None]) -> Callable[..., None]:
     """Keep `torch.compile` out of a function.
 
     A compiled model calls the optimizer between two graphs. Tracing it would
     add minutes for many weights, and could not beat the fused kernels.
     """
-    return torch.compiler.disable(function)
+    disabled: Callable[..., None] = torch.compiler.disable(function)
+    return disabled

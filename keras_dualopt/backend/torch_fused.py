@@ -16,10 +16,18 @@ on a small weight; `torch._fused_adam_`, `_fused_sgd_` and `_foreach_*` of torch
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import torch
+
+from keras_dualopt.backend.defaults import Pull, Rule
+
+# Of higher up, `pull.Level`: hashable, equal where pulls are.
+Level: TypeAlias = Any
+# A number for the host, a tensor for a GPU.
+Scalar: TypeAlias = float | torch.Tensor
+LearningRate: TypeAlias = keras.Variable | torch.Tensor | float
 
 # Numbers in a block: 2 MiB each of θ, g, m, v and θ₀, together less than a
 # last-level cache. With a quarter of it, an update was 10% slower on two cores
@@ -52,14 +60,14 @@ class Slot(NamedTuple):
     weight: torch.Tensor
     state: tuple[torch.Tensor, ...]
     anchor: torch.Tensor | None
-    level: Any
+    level: Level | None
     rate: float
 
 
 class Run(NamedTuple):
     """Neighbours that are pulled equally: to θ₀, or to 0 (no anchors)."""
 
-    level: Any
+    level: Level
     weights: list[torch.Tensor]
     anchors: list[torch.Tensor]
 
@@ -84,19 +92,19 @@ class Block:
         self.weights.append(slot.weight)
         for column, tensor in zip(self.state, slot.state, strict=False):
             column.append(tensor)
-        if slot.level is not None:
-            run = self._run(slot.level, slot.anchor is not None)
-            run.weights.append(slot.weight)
-            if slot.anchor is not None:
-                run.anchors.append(slot.anchor)
-
-    def _run(self, level: Any, anchored: bool) -> Run:
-        if self.runs:
-            last = self.runs[-1]
-            if last.level == level and bool(last.anchors) == anchored:
-                return last
-        self.runs.append(Run(level, [], []))
-        return self.runs[-1]
+        if slot.level is None:
+            return
+        anchors = [] if slot.anchor is None else [slot.anchor]
+        last = self.runs[-1] if self.runs else None
+        if (
+            last is None
+            or last.level != slot.level
+            or bool(last.anchors) != bool(anchors)
+        ):
+            last = Run(slot.level, [], [])
+            self.runs.append(last)
+        last.weights.append(slot.weight)
+        last.anchors.extend(anchors)
 
 
 class Plan:
@@ -158,24 +166,30 @@ class _Batch:
     """The slots of an optimizer, and a plan for each set of weights seen."""
 
     def __init__(self) -> None:
-        self.slots: dict[int, Slot | None] = {}
+        # `None`: no kernel can take it.
+        self._slots: dict[int, Slot | None] = {}
         self._addresses: dict[int, int] = {}
         self._plans: dict[tuple[int, ...], Plan] = {}
         self._steps: dict[torch.device, torch.Tensor] = {}
 
-    def knows(self, index: int, value: torch.Tensor) -> bool:
-        """Tell whether a weight's slot is made, and for this tensor."""
-        slot = self.slots.get(index)
+    def slot(
+        self,
+        index: int,
+        weight: torch.Tensor,
+        pull: Pull | None,
+        state_of: Callable[[int], Sequence[keras.Variable | None]],
+    ) -> Slot | None:
+        """Return a weight's slot, made anew for another tensor."""
+        slot = self._slots.get(index)
         # A model that is moved keeps its tensors and gives them other memory.
-        return self._addresses.get(index) == value.data_ptr() and (
-            slot is None or slot.weight is value
-        )
-
-    def learn(self, index: int, value: torch.Tensor, slot: Slot | None) -> None:
-        """Keep a weight's slot; `None`: no kernel can take it."""
-        self._addresses[index] = value.data_ptr()
-        self.slots[index] = slot
-        self._plans.clear()
+        if self._addresses.get(index) != weight.data_ptr() or (
+            slot is not None and slot.weight is not weight
+        ):
+            slot = _slot(weight, state_of(index), pull, index)
+            self._addresses[index] = weight.data_ptr()
+            self._slots[index] = slot
+            self._plans.clear()
+        return slot
 
     def plan(self, indices: list[int]) -> Plan:
         """Return the blocks for these weights."""
@@ -183,7 +197,7 @@ class _Batch:
         if key not in self._plans:
             if len(self._plans) == 8:  # Other weights take part every time.
                 self._plans.clear()
-            slots = [self.slots[index] for index in indices]
+            slots = [self._slots[index] for index in indices]
             self._plans[key] = Plan([s for s in slots if s is not None])
         return self._plans[key]
 
@@ -196,17 +210,19 @@ class _Batch:
 
 # By the pull rather than the optimizer, if there is one: other anchors come
 # with another pull, and those that were dropped are not kept alive here.
-_batches: weakref.WeakKeyDictionary[Any, _Batch] = weakref.WeakKeyDictionary()
+_batches: weakref.WeakKeyDictionary[Pull | Rule, _Batch] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def step(
-    rule: Any,
-    gradients: Sequence[Any],
+    rule: Rule,
+    gradients: Sequence[torch.Tensor],
     variables: Sequence[keras.Variable],
-    learning_rate: Any,
-) -> tuple[list[Any], list[keras.Variable]]:
+    learning_rate: LearningRate,
+) -> tuple[list[torch.Tensor], list[keras.Variable]]:
     """Move and pull what the kernels can take; return the rest."""
     # A subclass has a rule of its own, which the kernel does not know.
     kernel = _KERNELS.get(vars(type(rule)).get("kernel"))
@@ -217,11 +233,7 @@ def step(
     indices, taken, left = [], [], []
     for gradient, variable in zip(gradients, variables, strict=True):
         index = rule._get_variable_index(variable)
-        value = variable._value
-        if not batch.knows(index, value):
-            state = rule.state_of(index)
-            batch.learn(index, value, _slot(value, state, pull, index))
-        slot = batch.slots[index]
+        slot = batch.slot(index, variable._value, pull, rule.state_of)
         if slot is not None and _fits(gradient, slot.weight):
             indices.append(index)
             taken.append(gradient)
@@ -233,12 +245,12 @@ def step(
 
 
 def _run(
-    kernel: Any,
-    rule: Any,
+    kernel: Callable[..., None],
+    rule: Rule,
     batch: _Batch,
     indices: list[int],
     gradients: list[torch.Tensor],
-    learning_rate: Any,
+    learning_rate: LearningRate,
 ) -> None:
     plan = batch.plan(indices)
     pieces = {
@@ -252,7 +264,7 @@ def _run(
             rates[device] = scalar_on(device, learning_rate)
             pulls[device] = puller(rule.pull, rates[device], device)
             steps[device] = batch.step(device)
-            steps[device].copy_(tensor_of(rule.iterations)).add_(1)
+            steps[device].copy_(_tensor_of(rule.iterations)).add_(1)
         rate = rates[device]
         kernel(
             rule,
@@ -272,26 +284,26 @@ def _run(
 @torch.compiler.disable
 @torch.no_grad()
 def pull_each(
-    pull: Any,
+    pull: Pull,
     variables: Sequence[keras.Variable],
     indices: Sequence[int],
-    learning_rate: Any,
+    learning_rate: LearningRate,
 ) -> list[tuple[int, keras.Variable]]:
     """Pull what a wrapped optimizer has moved; return what is left to do."""
     pairs = [
         (index, variable)
         for index, variable in zip(indices, variables, strict=True)
-        if pull.pulls[index]
+        if pull.pulls[index] or pull.slows[index]
     ]
     if not pairs or _in_scope(variables):
         return pairs
     batch = _batches.setdefault(pull, _Batch())
     taken, left = [], []
     for index, variable in pairs:
-        value = variable._value
-        if not batch.knows(index, value):
-            batch.learn(index, value, _slot(value, (), pull, index))
-        if batch.slots[index] is None:
+        if (
+            pull.slows[index]
+            or batch.slot(index, variable._value, pull, _no_state) is None
+        ):
             left.append((index, variable))
         else:
             taken.append(index)
@@ -299,6 +311,11 @@ def pull_each(
         rate = scalar_on(block.device, learning_rate)
         puller(pull, rate, block.device)(block.runs)
     return left
+
+
+def _no_state(index: int) -> tuple[()]:
+    """Return the averages that the pull alone needs."""
+    return ()
 
 
 # What can be taken.
@@ -312,16 +329,17 @@ def _in_scope(variables: Sequence[keras.Variable]) -> bool:
 def _slot(
     weight: torch.Tensor,
     state: Sequence[keras.Variable | None],
-    pull: Any,
+    pull: Pull | None,
     index: int,
 ) -> Slot | None:
-    level = None if pull is None else pull.levels[index]
-    pulled = pull is not None and pull.pulls[index]
-    anchor = pull.anchors[index] if pulled else None
+    level, rate, target = None, 1.0, None
+    if pull is not None:
+        rate = pull.levels[index].rate
+        if pull.pulls[index]:
+            level, anchor = pull.levels[index], pull.anchors[index]
+            target = None if anchor is None else anchor._value
     others = tuple(None if slot is None else slot._value for slot in state)
-    target = None if anchor is None else anchor._value
-    tensors = [weight, *others] + ([] if target is None else [target])
-    for tensor in tensors:
+    for tensor in [weight, *others] + ([] if target is None else [target]):
         if (
             # Not a subclass: a DTensor spreads over processes.
             type(tensor) not in (torch.Tensor, torch.nn.Parameter)
@@ -333,11 +351,10 @@ def _slot(
             or not tensor.numel()
         ):
             return None
-    rate = 1.0 if level is None else level.rate
-    return Slot(weight, others, target, level if pulled else None, rate)
+    return Slot(weight, others, target, level, rate)
 
 
-def _fits(gradient: Any, weight: torch.Tensor) -> bool:
+def _fits(gradient: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         type(gradient) is torch.Tensor
         and gradient.layout is torch.strided
@@ -351,11 +368,11 @@ def _fits(gradient: Any, weight: torch.Tensor) -> bool:
 
 
 def _adam(
-    rule: Any,
+    rule: Rule,
     block: Block,
     gradients: list[torch.Tensor],
     steps: list[torch.Tensor],
-    rate: Any,
+    rate: Scalar,
 ) -> None:
     torch._fused_adam_(
         block.weights,
@@ -376,11 +393,11 @@ def _adam(
 
 
 def _sgd(
-    rule: Any,
+    rule: Rule,
     block: Block,
     gradients: list[torch.Tensor],
     steps: list[torch.Tensor],
-    rate: Any,
+    rate: Scalar,
 ) -> None:
     momentum = _rounded(rule.momentum)
     torch._fused_sgd_(
@@ -400,7 +417,7 @@ def _sgd(
     )
 
 
-_KERNELS: dict[Any, Any] = {"adam": _adam, "sgd": _sgd}
+_KERNELS: dict[str | None, Callable[..., None]] = {"adam": _adam, "sgd": _sgd}
 
 
 def _rounded(beta: float) -> float:
@@ -416,14 +433,13 @@ def _rounded(beta: float) -> float:
 # The pull of many weights at once, in place.
 
 
-def tensor_of(value: Any) -> Any:
-    """Return a variable's tensor; anything else as it is."""
+def _tensor_of(value: LearningRate) -> torch.Tensor | float:
     return value.value if isinstance(value, keras.Variable) else value
 
 
-def scalar_on(device: torch.device, value: Any) -> Any:
+def scalar_on(device: torch.device, value: LearningRate) -> Scalar:
     """Return a scalar: a number for the host, a tensor for a GPU."""
-    value = tensor_of(value)
+    value = _tensor_of(value)
     if device.type in HOSTS:
         return float(value)
     if isinstance(value, torch.Tensor):
@@ -433,24 +449,18 @@ def scalar_on(device: torch.device, value: Any) -> Any:
 
 
 def puller(
-    pull: Any, rate: Any, device: torch.device
+    pull: Pull | None, rate: Scalar, device: torch.device
 ) -> Callable[[Sequence[Run]], None]:
-    """Return what pulls the runs of a block, in a step at this rate.
-
-    Args:
-        pull: The optimizer's `Pull`, or `None`.
-        rate: η_t, from `scalar_on`.
-        device: Where the weights are.
-    """
+    """Return what pulls the runs of a block, in a step at this rate."""
     if pull is None:
         return lambda runs: None
-    if device.type in HOSTS:
+    if isinstance(rate, float):
         return _host_puller(pull, rate)
     return _device_puller(pull, rate, device)
 
 
-def _host_puller(pull: Any, rate: float) -> Callable[[Sequence[Run]], None]:
-    ratios: dict[Any, float] = {}
+def _host_puller(pull: Pull, rate: float) -> Callable[[Sequence[Run]], None]:
+    ratios: dict[Level, float] = {}
 
     def move(runs: Sequence[Run]) -> None:
         for run in runs:
@@ -460,7 +470,11 @@ def _host_puller(pull: Any, rate: float) -> Callable[[Sequence[Run]], None]:
             if not ratio:
                 continue
             if run.anchors:
-                torch._foreach_lerp_(run.weights, _wide(run.anchors), ratio)
+                ends = run.anchors
+                if ends[0].dtype != torch.float32:
+                    # Of a block, no more.
+                    ends = [anchor.to(torch.float32) for anchor in ends]
+                torch._foreach_lerp_(run.weights, ends, ratio)
             elif ratio < 0.5:
                 # Not (1 − ρ)θ: 1 − ρ is rounded to 6e-8, which is a large part
                 # of a small ρ, and the same error in every step.
@@ -472,9 +486,9 @@ def _host_puller(pull: Any, rate: float) -> Callable[[Sequence[Run]], None]:
 
 
 def _device_puller(
-    pull: Any, rate: torch.Tensor, device: torch.device
+    pull: Pull, rate: torch.Tensor, device: torch.device
 ) -> Callable[[Sequence[Run]], None]:
-    ratios: dict[Any, torch.Tensor] = {}
+    ratios: dict[Level, torch.Tensor] = {}
     zero = torch.zeros((), device=device)
 
     def move(runs: Sequence[Run]) -> None:
@@ -499,7 +513,7 @@ def _device_puller(
     return move
 
 
-def _device_ratio(pull: Any, level: Any, rate: torch.Tensor) -> torch.Tensor:
+def _device_ratio(pull: Pull, level: Level, rate: torch.Tensor) -> torch.Tensor:
     """Return ρ as `Pull.ratio` does, in torch's own terms.
 
     With numbers, Keras' operations would copy each of them to the device, and
@@ -516,10 +530,3 @@ def _device_ratio(pull: Any, level: Any, rate: torch.Tensor) -> torch.Tensor:
         return (share * amount).clamp_max(1.0)
     own = (rate * level.rate).clamp_min(0.0)
     return own / (own + amount).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _wide(anchors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return anchors in the weights' float32; a block's, no more."""
-    if anchors[0].dtype == torch.float32:
-        return anchors
-    return [anchor.to(torch.float32) for anchor in anchors]

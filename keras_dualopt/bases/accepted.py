@@ -50,17 +50,12 @@ _OWNED_BY_DUALOPT = {
 _DECAYS = ("weight_decay", "adam_weight_decay")
 
 
-def make_base(base: Any, mode: str) -> keras.optimizers.Optimizer:
-    """Return the base optimizer that `DualOpt(base=...)` asks for.
-
-    Raises:
-        TypeError: If it is neither a name nor a Keras optimizer.
-        ValueError: If it is a name or an optimizer that cannot be wrapped.
-    """
+def make_base(base: object, mode: str) -> keras.optimizers.Optimizer:
+    """Return the base optimizer that `DualOpt(base=...)` asks for."""
     if isinstance(base, str):
         if base not in _PAPER_RULES:
             raise ValueError(
-                "Expected: `base` to be 'adam', 'sgd' or a "
+                "`base` must be 'adam', 'sgd' or a "
                 f"`keras.optimizers.Optimizer` instance. Received: {base!r}. "
                 "For other optimizers pass an instance, such as "
                 "`base=keras.optimizers.Lion()`."
@@ -68,23 +63,18 @@ def make_base(base: Any, mode: str) -> keras.optimizers.Optimizer:
         return _PAPER_RULES[base]()
     if not isinstance(base, keras.optimizers.Optimizer):
         raise TypeError(
-            "Expected: `base` to be 'adam', 'sgd' or a "
+            "`base` must be 'adam', 'sgd' or a "
             f"`keras.optimizers.Optimizer` instance. Received: {base!r}."
         )
-    _check_base(base, mode)
-    return base
-
-
-def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
     for kind in type(base).__mro__:
         if kind.__name__ in _REFUSED:
             raise ValueError(
-                "Expected: a `base` whose step a pull can follow. Received: "
+                "`base` must take steps that a pull can follow. Received: "
                 f"{type(base).__name__}; {_REFUSED[kind.__name__]}."
             )
     if base.built:
         raise ValueError(
-            "Expected: a fresh `base` optimizer. Received: "
+            "`base` must be a fresh optimizer. Received: a "
             f"{type(base).__name__} that is already built (its state belongs "
             "to other variables or another optimizer). Make a new instance."
         )
@@ -92,21 +82,20 @@ def _check_base(base: keras.optimizers.Optimizer, mode: str) -> None:
         value = getattr(base, name, unset)
         if value is not unset and value != unset:
             raise ValueError(
-                f"Expected: a `base` without `{name}`. Received: "
+                f"`base` must have no `{name}` of its own. Received: "
                 f"{type(base).__name__}({name}={value!r}). It concerns the "
                 f"whole step: pass it to DualOpt, `DualOpt({name}={value!r})`."
             )
-    if mode == "scratch":
-        for name in _DECAYS:
-            value = getattr(base, name, None)
-            if value:
-                raise ValueError(
-                    "Expected: a `base` without weight decay in scratch mode, "
-                    "where DualOpt's own acts. Received: "
-                    f"{type(base).__name__}({name}={value!r}): two decays. "
-                    f"Pass 0.0, `{type(base).__name__}({name}=0.0)`, and "
-                    "`DualOpt(weight_decay=...)`."
-                )
+    for name in _DECAYS if mode == "scratch" else ():
+        value = getattr(base, name, None)
+        if value:
+            raise ValueError(
+                "`base` must have no weight decay in scratch mode, where "
+                f"DualOpt's own acts. Received: {type(base).__name__}({name}="
+                f"{value!r}): two decays. Pass 0.0, `{type(base).__name__}("
+                f"{name}=0.0)`, and `DualOpt(weight_decay=...)`."
+            )
+    return base
 
 
 def label(base: keras.optimizers.Optimizer) -> str:
@@ -167,9 +156,11 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     return config
 
 
-def base_from_config(config: Any, custom_objects: Any = None) -> Any:
+def base_from_config(
+    config: str | Mapping[str, Any], custom_objects: Mapping[str, type] | None
+) -> str | keras.optimizers.Optimizer:
     """Return what `base_to_config` was made from."""
-    if not isinstance(config, dict):
+    if isinstance(config, str):
         return config
     config = dict(config)
     pattern = config.pop("exclude_from_weight_decay", None)
@@ -184,17 +175,11 @@ def base_from_config(config: Any, custom_objects: Any = None) -> Any:
 
 
 def check_owner(
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     base: type[keras.optimizers.Optimizer],
     own: Sequence[str],
 ) -> None:
-    """Refuse arguments that DualOpt has not, and show where they belong.
-
-    Args:
-        given: What was passed beside DualOpt's own arguments.
-        base: The base in use.
-        own: The names of DualOpt's own arguments.
-    """
+    """Refuse what DualOpt has no argument for, and show where it belongs."""
     # The backend's own constructor passes everything on.
     common = {
         name
@@ -279,10 +264,8 @@ def step_bound(base: keras.optimizers.Optimizer) -> float:
     kind = _keras_kind(base)
     if kind in ("Adam", "AdamW", "Nadam"):
         return _adam_bound(base, kind)
-    if kind == "Lion":
-        return 1.0
-    if kind == "Adagrad":
-        return 1.0  # |g| ≤ √Σg², its own square among them.
+    if kind in ("Lion", "Adagrad"):
+        return 1.0  # Adagrad's |g| ≤ √Σg², its own square among them.
     if kind == "Adamax":
         ratio = base.beta_1 / base.beta_2
         if ratio >= 1.0:

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_dualopt.bases.paper_rule import PaperRule
+from keras_dualopt.backend import Tensor
+from keras_dualopt.bases.paper_rule import LearningRate, PaperRule
 from keras_dualopt.pull import compute_dtype
 
 
@@ -53,17 +54,17 @@ class Adam(PaperRule):
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
-        learning_rate: Any = None,
+        learning_rate: LearningRate | None = None,
         **kwargs: Any,
     ) -> None:
         for name, rate in (("beta_1", beta_1), ("beta_2", beta_2)):
             if not 0.0 <= rate < 1.0:
                 raise ValueError(
-                    f"Expected: `{name}` in [0, 1). Received: {rate!r}."
+                    f"`{name}` must be in [0, 1). Received: {rate!r}."
                 )
         if not (epsilon > 0.0 and math.isfinite(epsilon)):
             raise ValueError(
-                "Expected: a finite `epsilon` > 0 (it keeps a weight without "
+                "`epsilon` must be finite and > 0 (it keeps a weight without "
                 f"gradient from 0/0). Received: {epsilon!r}."
             )
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -83,7 +84,7 @@ class Adam(PaperRule):
         """Return m and v of one variable."""
         return (self._momentums[index], self._velocities[index])
 
-    def scalars(self, learning_rate: Any) -> tuple[Any, ...]:
+    def scalars(self, learning_rate: Tensor) -> tuple[Tensor, ...]:
         """Return η_t/(1 − β₁ᵗ) and 1/(1 − β₂ᵗ): one division a weight less."""
         (rate,) = super().scalars(learning_rate)
         step = ops.cast(ops.add(self.iterations, 1), "float32")
@@ -93,8 +94,12 @@ class Adam(PaperRule):
         )
 
     def pre_weight(
-        self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
-    ) -> Any:
+        self,
+        gradient: Tensor,
+        variable: keras.Variable,
+        index: int,
+        scalars: tuple[Tensor, ...],
+    ) -> Tensor:
         """Return θ_{t−1} − η_t m̂_t/(√v̂_t + ε) (OLOR Algorithm 2)."""
         dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
         rate, correction = (ops.cast(scalar, dtype) for scalar in scalars)
@@ -133,7 +138,7 @@ class Adam(PaperRule):
         return config
 
 
-def _bias_correction(beta: float, step: Any) -> Any:
+def _bias_correction(beta: float, step: Tensor) -> Tensor:
     """Return 1 − βᵗ, to float32 precision also where βᵗ is close to 1."""
     if beta == 0.0:
         return ops.ones_like(step)

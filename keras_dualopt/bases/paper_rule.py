@@ -1,28 +1,49 @@
 """What the paper's rules share: float32 arithmetic, and the pull inside."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import keras
 from keras import ops
 
-from keras_dualopt.backend import engine
+from keras_dualopt.backend import Tensor, engine
 from keras_dualopt.pull import Pull, Steps, compute_dtype
+
+# What Keras takes: a number, a schedule of steps, or a function of nothing.
+LearningRate: TypeAlias = (
+    float
+    | keras.optimizers.schedules.LearningRateSchedule
+    | Callable[[], Tensor]
+)
 
 # OLOR, "Implementation Details", names 1e-4 (ViT, Adam) and 1e-2 (ConvNeXt,
 # SGD); DualOpt has defaults of its own for each mode. Keras wants a number.
 _UNSET_LEARNING_RATE = 1e-3
 
 
+def add_like(
+    optimizer: keras.optimizers.Optimizer,
+    variable: keras.Variable,
+    dtype: str,
+    name: str,
+) -> keras.Variable:
+    """Track a variable like a weight, perhaps of another dtype."""
+    if dtype == variable.dtype:
+        return optimizer.add_variable_from_reference(variable, name=name)
+    return optimizer.add_variable(
+        shape=variable.shape,
+        dtype=dtype,
+        # As over its devices, which the other way keeps by itself.
+        layout=getattr(variable, "_layout", None),
+        name=f"{variable.path.replace('/', '_')}_{name}",
+    )
+
+
 class _Shared(NamedTuple):
-    """What the variables of one step share.
+    """What the variables of one step share."""
 
-    Args:
-        scalars: `PaperRule.scalars` by share of the learning rate.
-        steps: What the pull does in this step.
-    """
-
-    scalars: dict[Any, tuple[Any, ...]]
+    # By share of the learning rate.
+    scalars: dict[float | None, tuple[Tensor, ...]]
     steps: Steps | None
 
 
@@ -39,7 +60,10 @@ class PaperRule(keras.optimizers.Optimizer):
     kernel: ClassVar[str | None] = None
 
     def __init__(
-        self, learning_rate: Any = None, name: str | None = None, **kwargs: Any
+        self,
+        learning_rate: LearningRate | None = None,
+        name: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             learning_rate=(
@@ -59,44 +83,34 @@ class PaperRule(keras.optimizers.Optimizer):
         `None` for variables that are overwritten with their gradient (float8
         scales): they never reach `update_step`.
         """
-        slots: list[keras.Variable | None] = []
-        for variable in variables:
-            if getattr(variable, "overwrite_with_gradient", False):
-                slots.append(None)
-            elif variable.dtype == compute_dtype(variable.dtype):
-                slots.append(
-                    self.add_variable_from_reference(variable, name=name)
-                )
-            else:
-                # The reference's dtype is too narrow to add up averages in;
-                # its sharding layout is kept.
-                slots.append(
-                    self.add_variable(
-                        shape=variable.shape,
-                        dtype=compute_dtype(variable.dtype),
-                        layout=getattr(variable, "_layout", None),
-                        name=f"{variable.path.replace('/', '_')}_{name}",
-                    )
-                )
-        return slots
+        return [
+            None
+            if getattr(variable, "overwrite_with_gradient", False)
+            else add_like(self, variable, compute_dtype(variable.dtype), name)
+            for variable in variables
+        ]
 
-    def scalars(self, learning_rate: Any) -> tuple[Any, ...]:
+    def scalars(self, learning_rate: Tensor) -> tuple[Tensor, ...]:
         """Return what the rule of all variables shares, float32 scalars."""
         return (ops.cast(learning_rate, "float32"),)
 
-    def _shared(self, learning_rate: Any, indices: Sequence[int]) -> "_Shared":
+    def _shared(self, learning_rate: Tensor, indices: Sequence[int]) -> _Shared:
         if self.pull is None:
             return _Shared({None: self.scalars(learning_rate)}, None)
         steps = self.pull.steps(learning_rate, indices)
-        scalars: dict[Any, tuple[Any, ...]] = {}
+        scalars: dict[float | None, tuple[Tensor, ...]] = {}
         for level, rate in steps.rates.items():
             if level.rate not in scalars:
                 scalars[level.rate] = self.scalars(rate)
         return _Shared(scalars, steps)
 
     def pre_weight(
-        self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
-    ) -> Any:
+        self,
+        gradient: Tensor,
+        variable: keras.Variable,
+        index: int,
+        scalars: tuple[Tensor, ...],
+    ) -> Tensor:
         """Advance the state and return θ_pre, in float32 or wider."""
         raise NotImplementedError
 
@@ -105,7 +119,10 @@ class PaperRule(keras.optimizers.Optimizer):
         raise NotImplementedError
 
     def update_step(
-        self, gradient: Any, variable: Any, learning_rate: Any
+        self,
+        gradient: Tensor,
+        variable: keras.Variable,
+        learning_rate: Tensor | _Shared,
     ) -> None:
         """Move one variable. `learning_rate`: η_t, or what the step shares."""
         index = self._get_variable_index(variable)
@@ -124,7 +141,10 @@ class PaperRule(keras.optimizers.Optimizer):
         self.assign(variable, ops.cast(value, variable.dtype))
 
     def _backend_update_step(
-        self, grads: Any, trainable_variables: Any, learning_rate: Any
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable],
+        learning_rate: Tensor,
     ) -> None:
         gradients, variables = engine.batched_step(
             self, grads, trainable_variables, learning_rate

@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_dualopt.bases.paper_rule import PaperRule
+from keras_dualopt.backend import Tensor
+from keras_dualopt.bases.paper_rule import LearningRate, PaperRule
 from keras_dualopt.pull import compute_dtype
 
 
@@ -44,11 +45,14 @@ class SGD(PaperRule):
     kernel = "sgd"
 
     def __init__(
-        self, momentum: float = 0.9, learning_rate: Any = None, **kwargs: Any
+        self,
+        momentum: float = 0.9,
+        learning_rate: LearningRate | None = None,
+        **kwargs: Any,
     ) -> None:
         if not 0.0 <= momentum < 1.0:
             raise ValueError(
-                f"Expected: `momentum` in [0, 1). Received: {momentum!r}."
+                f"`momentum` must be in [0, 1). Received: {momentum!r}."
             )
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.momentum = momentum
@@ -65,8 +69,12 @@ class SGD(PaperRule):
         return (self._momentums[index],)
 
     def pre_weight(
-        self, gradient: Any, variable: Any, index: int, scalars: tuple[Any, ...]
-    ) -> Any:
+        self,
+        gradient: Tensor,
+        variable: keras.Variable,
+        index: int,
+        scalars: tuple[Tensor, ...],
+    ) -> Tensor:
         """Return θ_{t−1} − η_t m_t (OLOR Algorithm 1)."""
         dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
         momentum = self._momentums[index]

@@ -6,11 +6,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 
 from keras_dualopt.caller import stacklevel
+from keras_dualopt.settings import check_whole
 
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
@@ -83,20 +83,14 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"`path` must end in '{_ENDING}'. Received: "
                 f"{os.fspath(path)!r}."
             )
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(
-                "`every` must be a whole number of epochs, at least 1. "
-                f"Received: {every!r}."
-            )
+        check_whole("every", every, " of epochs")
         self._path = Path(path)
         name = self._path.name.removesuffix(_ENDING)
         self._part = self._path.with_name(f"{name}.part{_ENDING}")
         self._every = every
         self._keep = keep
-        self._trained = self._written = 0
-        self._rate: float | None = None
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: object = None) -> None:
         """Read what a run that was killed has left."""
         self._trained = self._written = 0
         # A start that failed after this callback has left it.
@@ -106,7 +100,7 @@ class AtomicBackup(keras.callbacks.Callback):
         if not self._path.exists():
             return
         with self._naming_damage():
-            epoch, iterations = self._read_progress()
+            epoch, iterations, first = self._read_progress()
         if not self.model.built:
             raise ValueError(
                 "The model must be built, to read the backup into. Received: "
@@ -126,21 +120,22 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"{_name(optimizer)}. The file is damaged, or was written with "
                 "other arguments of the optimizer."
             )
-        self._compare_rates()
+        if first is not None and self._rate is not None:
+            self._compare_rates(first)
         # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
         self.model._initial_epoch = epoch
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         """Let a later `fit` of this process begin where it says."""
         self.model._initial_epoch = None
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
         """Write the file after every k-th epoch."""
         self._trained = epoch + 1
         if (epoch + 1) % self._every == 0:
             self._write(epoch + 1)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: object = None) -> None:
         """Remove the file, or keep it with the last epoch in it."""
         self.model._initial_epoch = None
         if self._keep and self._written < self._trained:
@@ -150,12 +145,13 @@ class AtomicBackup(keras.callbacks.Callback):
             self._path.unlink(missing_ok=True)
             _ended[self._path.resolve()] += 1
 
-    def _read_progress(self) -> tuple[int, int]:
+    def _read_progress(self) -> tuple[int, int, float | None]:
         import h5py
 
         names = (_EPOCH, _ITERATIONS, _OPTIMIZER, _EARLIER_FITS)
         with h5py.File(self._path, "r") as file:
             progress = [file.attrs.get(name) for name in names]
+            rate = file.attrs.get(_RATE)
             has_optimizer = "optimizer" in file
         path = os.fspath(self._path)
         if None in progress:
@@ -183,18 +179,13 @@ class AtomicBackup(keras.callbacks.Callback):
                 "`keep=True`; to use this file, `model.load_weights(...)` and "
                 f"`fit(..., initial_epoch={epoch})`."
             )
-        return int(epoch), int(iterations)
+        first = None if rate is None else float(rate)
+        return int(epoch), int(iterations), first
 
-    def _compare_rates(self) -> None:
+    def _compare_rates(self, first: float) -> None:
         """Say that a learning rate changed in the script is not used."""
-        import h5py
-
-        with h5py.File(self._path, "r") as file:
-            first = file.attrs.get(_RATE)
-        if first is None or self._rate is None:
-            return
-        given, self._rate = self._rate, float(first)
-        if given != self._rate:
+        given, self._rate = self._rate, first
+        if given != first:
             present = _rate(self.model.optimizer)
             warnings.warn(
                 f"The backup {os.fspath(self._path)!r} goes on at its own "
@@ -240,12 +231,12 @@ class AtomicBackup(keras.callbacks.Callback):
         self._written = epoch
 
 
-def _iterations(optimizer: Any) -> int:
+def _iterations(optimizer: keras.optimizers.Optimizer) -> int:
     # `int` refuses a variable that MirroredStrategy has on every device.
     return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
-def _rate(optimizer: Any) -> float | None:
+def _rate(optimizer: keras.optimizers.Optimizer) -> float | None:
     """Return a learning rate that is a number; `None`: a schedule."""
     rate = getattr(optimizer, "learning_rate", None)
     if not isinstance(rate, keras.Variable):
@@ -253,7 +244,7 @@ def _rate(optimizer: Any) -> float | None:
     return float(keras.ops.convert_to_numpy(rate))
 
 
-def _name(optimizer: Any) -> str:
+def _name(optimizer: keras.optimizers.Optimizer) -> str:
     name = type(optimizer).__name__
     inner = getattr(optimizer, "inner_optimizer", None)
     return name if inner is None else f"{name}({_name(inner)})"

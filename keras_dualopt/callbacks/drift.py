@@ -9,11 +9,14 @@ from keras_dualopt.callbacks.measure import (
     LOG_KEYS,
     OF_A_STEP,
     Measure,
+    Sample,
     Snapshot,
+    iterations_of,
     rate_of,
 )
 from keras_dualopt.callbacks.record import DriftRecord
 from keras_dualopt.lookup import optimizer_of
+from keras_dualopt.settings import check_whole
 
 
 class Drift(keras.callbacks.Callback):
@@ -85,11 +88,7 @@ class Drift(keras.callbacks.Callback):
         self, every: int = 100, file: str | os.PathLike[str] | None = None
     ) -> None:
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(
-                f"`every` must be a whole number of steps ≥ 1. Received: "
-                f"{every!r}."
-            )
+        check_whole("every", every, " of steps")
         if file is not None and not os.fspath(file).endswith(".npz"):
             raise ValueError(
                 "`file` must end in '.npz', which is what is written. "
@@ -99,33 +98,28 @@ class Drift(keras.callbacks.Callback):
         self.every = every
         self.file = file
         self.record: DriftRecord | None = None
-        self._measure: Measure | None = None
-        self._open: Snapshot | None = None
-        self._next = 0
-        self._passed = 0
-        self._position = 0
-        self._block = 1
-        self._length: int | None = None
-        self._latest: dict[str, float] = {}
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: object = None) -> None:
         """Find the optimizer, before any time is spent."""
         optimizer_of(self.model, beside_others=True)
-        self._measure = None
-        self._open = None
+        self._measure: Measure | None = None
+        self._open: Snapshot | None = None
         self._next = self._passed = self._position = 0
-        self._block = self.model.steps_per_execution
-        self._length = (self.params or {}).get("steps")
-        self._latest = {}
+        self._block: int = self.model.steps_per_execution
+        self._length: int | None = (self.params or {}).get("steps")
+        self._latest: dict[str, float] = {}
 
     # `on_train_batch_end` stays Keras' own: a callback that overrides it makes
     # `fit` wait for the device after every step (torch, JAX). What a step did
     # is seen just as well before the next one begins.
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
         """Close a sample, open one; between samples, do nothing."""
         self._position = batch
         step = self._passed + batch
-        due = step >= self._next or self._is_last(batch)
+        last = self._length is not None and (
+            batch + self._block >= self._length
+        )
+        due = step >= self._next or last
         if self._open is None and not due:
             return
         # JAX brings the state back here.
@@ -136,7 +130,8 @@ class Drift(keras.callbacks.Callback):
             self._next = (step // self.every + 1) * self.every
         if self._open is not None:
             # No update yet; the learning rate may be another by now.
-            self._open = self._open.at(rate_of(optimizer))
+            values, iterations, _ = self._open
+            self._open = Snapshot(values, iterations, rate_of(optimizer))
         elif due:
             # TensorFlow builds the optimizer in the first step.
             measure = self._measured()
@@ -147,7 +142,9 @@ class Drift(keras.callbacks.Callback):
             )
             self._open = Snapshot.of(optimizer, variables)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, float] | None = None
+    ) -> None:
         """Write the numbers into `logs`, and the record to its file."""
         if self._open is not None:
             self._close()
@@ -158,25 +155,22 @@ class Drift(keras.callbacks.Callback):
         measure = self._measured()
         if measure is None or self.record is None:
             return
-        if self.record.last_step != measure.iterations():
+        if self.record.last_step != iterations_of(measure.optimizer):
             self._add(measure(None), watched=False)
         if logs is not None and measure.names:
             logs.update(self._latest)
-            if optimizer_of(self.model, beside_others=True).reach is None:
+            if measure.optimizer.reach is None:
                 del logs["reach_used"]
         if self.file is not None:
             self.record.save(self.file)
-
-    def _is_last(self, batch: int) -> bool:
-        return self._length is not None and (
-            batch + self._block >= self._length
-        )
 
     def _close(self) -> None:
         """Measure, if the step has taken place."""
         assert self._open is not None
         measure = self._measured()
-        if measure is None or self._open.iterations == measure.iterations():
+        if measure is None or (
+            self._open.iterations == iterations_of(measure.optimizer)
+        ):
             return
         self._add(measure(self._open), watched=True)
         self._open = None
@@ -193,7 +187,7 @@ class Drift(keras.callbacks.Callback):
                 )
         return self._measure
 
-    def _add(self, sample: Any, watched: bool) -> None:
+    def _add(self, sample: Sample, watched: bool) -> None:
         assert self.record is not None
         self.record.add(sample)
         for key in LOG_KEYS:

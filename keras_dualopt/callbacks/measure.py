@@ -1,15 +1,16 @@
 """How far the weights are, and how much of a step the pull took back."""
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_dualopt.backend import Array, Tensor
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import layers_of
+from keras_dualopt.pull import Level
 
 LOG_KEYS = (
     "drift",
@@ -24,31 +25,23 @@ LOG_KEYS = (
 OF_A_STEP = ("pull_share", "update_ratio")
 
 
-def present(variable: keras.Variable) -> Any:
+def present(variable: keras.Variable) -> Tensor:
     """Return a variable's value, outside of torch's gradient tape."""
     return ops.stop_gradient(variable.value)
 
 
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """θ_{t−1}, and what the step from there to θ_t will be taken with.
+class Snapshot(NamedTuple):
+    """θ_{t−1}, and what the step from there to θ_t will be taken with."""
 
-    Args:
-        values: A real copy of each weight, by the variable's id: the live
-            buffer is moved in place on torch and donated on JAX.
-        iterations: The number of updates before the step.
-        rate: η_t.
-    """
-
-    values: dict[int, Any]
+    # By the variable's id, real copies: the live buffer is moved in place on
+    # torch and donated on JAX.
+    values: dict[int, Tensor]
     iterations: int
     rate: float
 
     @classmethod
     def of(
-        cls,
-        optimizer: DualOpt,
-        variables: Sequence[keras.Variable],
+        cls, optimizer: DualOpt, variables: Sequence[keras.Variable]
     ) -> "Snapshot":
         """Copy the weights."""
         return cls(
@@ -56,10 +49,6 @@ class Snapshot:
             iterations_of(optimizer),
             rate_of(optimizer),
         )
-
-    def at(self, rate: float) -> "Snapshot":
-        """Return the same weights before a step at another learning rate."""
-        return dataclasses.replace(self, rate=rate)
 
 
 def iterations_of(optimizer: DualOpt) -> int:
@@ -72,8 +61,7 @@ def rate_of(optimizer: DualOpt) -> float:
     return float(ops.convert_to_numpy(optimizer.learning_rate))
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """What one look at the weights found; NaN where it is not defined.
 
     Args:
@@ -83,7 +71,7 @@ class Sample:
     """
 
     step: int
-    layers: dict[str, Any]
+    layers: dict[str, Array]
     totals: dict[str, float]
 
 
@@ -97,14 +85,11 @@ class Measure:
 
     In fine-tune mode these are the layers with an anchor or a pull, in scratch
     mode all of them.
-
-    Args:
-        optimizer: A built DualOpt.
     """
 
     def __init__(self, optimizer: DualOpt) -> None:
         self.mode: str = optimizer.mode
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         rows = optimizer.rows
         measured = {
             id(row)
@@ -148,17 +133,16 @@ class Measure:
         """The weights that are measured."""
         return [row.variable for row in self._rows]
 
-    def iterations(self) -> int:
-        """Return the number of updates so far; micro-steps do not count."""
-        return iterations_of(self._optimizer)
-
     def __call__(self, before: Snapshot | None) -> Sample:
         """Measure now; what concerns a step only if one was watched."""
-        step = self.iterations()
+        step = iterations_of(self.optimizer)
         ratio = np.zeros(len(self._indices), dtype="float32")
         factors = ratio
         if before is not None:
-            ratio = self._ratio(before.rate)
+            pull, rate = self.optimizer.pull, before.rate
+            # In the arithmetic of the step itself.
+            ratio = self._each(lambda level: pull.host_ratio(level, rate))
+            ratio = ratio.astype("float32")
             if step - before.iterations == 1:
                 with np.errstate(divide="ignore"):
                     factors = ratio / (1.0 - ratio)
@@ -175,26 +159,16 @@ class Measure:
         )
         return self._sample(step, ratio, sums, before is not None)
 
-    def _ratio(self, rate: float) -> Any:
-        """Return ρ of each weight, in the arithmetic of the step itself."""
-        pull = self._optimizer.pull
-        levels = [pull.levels[index] for index in self._indices]
-        ratios = {level: pull.host_ratio(level, rate) for level in {*levels}}
-        return np.array([ratios[level] for level in levels], dtype="float32")
-
-    def _reach(self) -> Any:
-        """Return R of each weight; NaN where there is no `reach`."""
-        pull = self._optimizer.pull
-        levels = [pull.levels[index] for index in self._indices]
-        if not pull.reach:
-            return np.full(len(levels), np.nan)
-        distances = {level: pull.distance(level) for level in {*levels}}
-        return np.array([distances[level] for level in levels])
+    def _each(self, number: Callable[[Level], float]) -> Array:
+        """Return what belongs to the level of each weight."""
+        levels = [self.optimizer.pull.levels[index] for index in self._indices]
+        numbers = {level: number(level) for level in {*levels}}
+        return np.array([numbers[level] for level in levels], dtype="float64")
 
     def _sample(
-        self, step: int, ratio: Any, sums: dict[str, Any], watched: bool
+        self, step: int, ratio: Array, sums: dict[str, Array], watched: bool
     ) -> Sample:
-        count = len(self.names)
+        count, pull = len(self.names), self.optimizer.pull
         strength = np.zeros(count)
         np.maximum.at(strength, self._layer, ratio)
         layers = {
@@ -203,7 +177,9 @@ class Measure:
         }
         layers["strength"] = strength if watched else np.full(count, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
-            used = sums["farthest"] / self._reach()
+            used = sums["farthest"] / self._each(
+                pull.distance if pull.reach else lambda level: np.nan
+            )
         layers["reach_used"] = np.full(count, np.nan)
         # Where R is 0, a weight at θ₀ has used nothing that there is.
         np.fmax.at(layers["reach_used"], self._layer, used)
@@ -221,7 +197,7 @@ class Measure:
             totals[name] = self._total(sums, name, np.isfinite(depth))
         return Sample(step, layers, totals)
 
-    def _total(self, sums: dict[str, Any], name: str, chosen: Any) -> float:
+    def _total(self, sums: dict[str, Array], name: str, chosen: Array) -> float:
         groups = np.where(chosen, 0, 1)
         if name == "pull_share":
             # Where ρ = 1 the proposed step is lost: the others speak for it.
@@ -229,8 +205,8 @@ class Measure:
         return float(self._ratios(sums, name, groups, 2)[0])
 
     def _ratios(
-        self, sums: dict[str, Any], name: str, groups: Any, count: int
-    ) -> Any:
+        self, sums: dict[str, Array], name: str, groups: Array, count: int
+    ) -> Array:
         """Return ‖numerator‖ / ‖denominator‖ of each group of weights."""
         upper, lower = {
             "drift": ("distance", "anchor"),
@@ -252,8 +228,8 @@ def _sums_of_squares(
     variables: Sequence[keras.Variable],
     anchors: Sequence[keras.Variable | None],
     before: Snapshot | None,
-    factors: Any,
-) -> dict[str, Any]:
+    factors: Array,
+) -> dict[str, Array]:
     """Return Σ(θ−a)², Σa², max |θ−a| and the parts of Σ(θ_t−θ_{t−1})².
 
     Computed on the device; one array comes back. An ordinary step is undone
@@ -311,5 +287,5 @@ def _sums_of_squares(
     }
 
 
-def _square_sum(tensor: Any) -> Any:
+def _square_sum(tensor: Tensor) -> Tensor:
     return ops.sum(ops.square(tensor))

@@ -4,7 +4,9 @@ import os
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
+from keras_dualopt.backend import Array
 from keras_dualopt.callbacks.measure import LOG_KEYS, Sample
 
 QUANTITIES = (
@@ -30,7 +32,7 @@ class DriftRecord:
         self,
         mode: str,
         layers: list[str],
-        relative: Any,
+        relative: npt.ArrayLike,
         places: list[str] | None = None,
     ) -> None:
         self.mode = mode
@@ -65,11 +67,11 @@ class DriftRecord:
         return (self.mode, self._places) == (mode, places)
 
     @property
-    def steps(self) -> Any:
+    def steps(self) -> Array:
         """The number of updates at each sample."""
         return np.array([s.step for s in self._samples], dtype="int64")
 
-    def matrix(self, quantity: str = "drift") -> Any:
+    def matrix(self, quantity: str = "drift") -> Array:
         """Return one row a layer, one column a sample; NaN: not defined.
 
         Args:
@@ -90,7 +92,7 @@ class DriftRecord:
         return np.stack(columns, axis=1)
 
     @property
-    def totals(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, Array]:
         """For each of the log keys, one number a sample."""
         return {
             key: np.array([s.totals[key] for s in self._samples])
@@ -100,6 +102,8 @@ class DriftRecord:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to an `.npz` file, all of it or nothing."""
         part = f"{os.fspath(path)}.part"
+        found: dict[str, Any] = {name: self.matrix(name) for name in QUANTITIES}
+        found |= {f"total_{key}": v for key, v in self.totals.items()}
         with open(part, "wb") as file:
             np.savez_compressed(
                 file,
@@ -107,8 +111,7 @@ class DriftRecord:
                 layers=np.array(self.layers),
                 relative=self.relative,
                 steps=self.steps,
-                **{name: self.matrix(name) for name in QUANTITIES},
-                **{f"total_{key}": v for key, v in self.totals.items()},
+                **found,
             )
         os.replace(part, path)
 

@@ -88,13 +88,15 @@ class Retention(keras.callbacks.Callback):
             return None
         return int(np.argmax([logs[SCORE] for logs in self.epochs]))
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: object = None) -> None:
         """Evaluate the old task before anything is forgotten."""
         self._check_shared()
         self.epochs = []
         self.before = self._kept()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, float] | None = None
+    ) -> None:
         """Evaluate the old task, and judge the epoch."""
         found = {**(logs or {}), **self._kept()}
         if self.rule is not None:
@@ -183,7 +185,7 @@ class Retention(keras.callbacks.Callback):
         )
 
 
-def _check_task(data: Mapping[str, Any], model: Any) -> None:
+def _check_task(data: Mapping[str, Any], model: object) -> None:
     """Refuse arrays that are not in one tuple with their labels."""
     if model is not None and not isinstance(model, keras.Model):
         raise TypeError(

@@ -6,7 +6,6 @@ from keras_dualopt.depth.layer_depth import layer_depth
 from keras_dualopt.depth.table import (
     DepthRow,
     LayerDepth,
-    Place,
     depth_from_patterns,
     place_keys,
 )
@@ -14,7 +13,6 @@ from keras_dualopt.depth.table import (
 __all__ = [
     "DepthRow",
     "LayerDepth",
-    "Place",
     "check_head",
     "depth_from_patterns",
     "find_model",

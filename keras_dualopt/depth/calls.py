@@ -10,7 +10,6 @@ them.
 import collections
 import contextlib
 import dataclasses
-import enum
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -36,33 +35,27 @@ def graph_of_calls(structure: Structure) -> Graph:
 
 
 def _calls_of(structure: Structure) -> "_Calls":
-    reason = "its inputs are not known"
-    for trust in _Trust:
-        stay_open = trust is _Trust.AS_MADE
-        for given in trace.arguments_to_try(structure.model, stay_open):
-            calls = _Calls(structure, trust)
-            try:
-                calls.add_model(*given)
-            except Exception as error:
-                # Layers raise what they like where a length does not suit.
-                reason = _reason(error)
-            else:
-                return calls
-    calls = _Calls(structure, _Trust.AS_MADE)
-    calls.add_as_made(structure.model, (), reason)
-    return calls
+    """Return the calls of the model; of several lengths, the least doubtful.
 
-
-class _Trust(enum.Enum):
-    """How far a layer is believed that refuses symbolic tensors."""
-
-    NONE = "other lengths may suit all layers"
-    IN_A_ROW = "its layers come in the order in which it calls them"
-    AS_MADE = "where that fails, in the order in which they were made"
-
-
-class _Refused(Exception):
-    """A layer cannot be traced with these arguments."""
+    A layer may take some lengths of sequences and images and refuse others.
+    """
+    best, reason = None, "its inputs are not known"
+    for args, kwargs in trace.arguments_to_try(structure.model):
+        calls = _Calls(structure)
+        try:
+            calls.add_model(args, kwargs)
+        except Exception as error:
+            # Layers raise what they like where a length does not suit.
+            reason = _reason(error)
+            continue
+        if best is None or calls.doubt < best.doubt:
+            best = calls
+        if best.doubt == (0, 0):
+            return best
+    if best is None:
+        best = _Calls(structure)
+        best.add_as_made(structure.model, (), reason)
+    return best
 
 
 @dataclasses.dataclass
@@ -80,13 +73,14 @@ class _Calls:
     Args:
         structure: The model's structure; a weight that turns out to belong to
             a second call of its layer becomes a unit of its own in it.
-        trust: How far to go for a layer that refuses symbolic tensors.
     """
 
-    def __init__(self, structure: Structure, trust: _Trust) -> None:
+    def __init__(self, structure: Structure) -> None:
         self.graph = Graph()
+        # How many layers are taken in the order in which they were made, and
+        # how many in the one in which they are called.
+        self.doubt = (0, 0)
         self._structure = structure
-        self._trust = trust
         # Where tensors come from. They are kept, so that no id comes back.
         self._sources: dict[int, tuple[Any, Sources]] = {}
         # Weights read since the last call; none where only shapes matter.
@@ -116,17 +110,13 @@ class _Calls:
             return hooks.outputs_of(operation, args, kwargs)
         if not isinstance(operation, keras.layers.Layer):
             return self._operation(operation, args, kwargs)
-        units = self._structure.units_of(operation.weights)
-        hides = len(units) > 1 or isinstance(operation, keras.Model)
-        if hides or not (units or hooks.is_keras_own(operation)):
+        if not self._is_one(operation):
             return self._open(operation, args, kwargs)
         with self._shapes():
             outputs = hooks.outputs_of(operation, args, kwargs)
         reads = [*self._reads, *self._reads_of(operation, args, kwargs)]
-        adds = type(operation).__name__ == "Add"
-        return self._made(
-            outputs, self._add(reads, self._of(args, kwargs), adds)
-        )
+        end = self._add(reads, self._of(args, kwargs), _adds(operation))
+        return self._made(outputs, end)
 
     def _operation(self, operation: Any, args: Any, kwargs: Any) -> Any:
         start = len(self.graph.calls)
@@ -140,15 +130,25 @@ class _Calls:
         if any(callable(leaf) for leaf in leaves):
             for read in reads:
                 end = self._add([read], end)
-        adds = type(operation).__name__ == "Add"
-        return self._made(outputs, self._add(reads, end, adds))
+        end = self._add(reads, end, _adds(operation))
+        return self._made(outputs, end)
 
     def _either(self, condition: Any, first: Any, second: Any) -> Any:
         """Return the outputs of the two branches of a condition as one."""
         end = self._of((condition, first, second), {})
-        return self._made(keras.tree.map_structure(_copied, first), end)
+        return self._made(first, end)
 
     # Layers that are one unit.
+
+    def _is_one(self, layer: keras.layers.Layer) -> bool:
+        """Tell a layer that is one unit from one that holds others."""
+        units = [*self._structure.units_of(layer.weights)]
+        if len(units) > 1 or isinstance(layer, keras.Model):
+            return False
+        if hooks.package(type(layer)) == "keras" or hooks.own_variables(layer):
+            return True
+        roots = [self._structure.unit_roots[unit].layer for unit in units]
+        return layer in roots
 
     def _reads_of(
         self, layer: keras.layers.Layer, args: Any, kwargs: Any
@@ -162,16 +162,18 @@ class _Calls:
         own = [id(weight) for weight in layer.weights]
         earlier = self._read_by[id(layer)]
         key = _kind((args, kwargs))
-        if earlier and key not in earlier and len(own) > 1:
-            reads = self._traced_reads(layer, args, kwargs)
-            if len(reads) < len(own):
-                known = earlier.values()
-                before = [self._traced_reads(layer, *call) for call, _ in known]
+        if key not in earlier:
+            earlier[key] = (args, kwargs), own
+            if len(earlier) > 1 and len(own) > 1:
+                *before, reads = [
+                    self._traced_reads(layer, *call)
+                    for call, _ in earlier.values()
+                ]
+                late = {*reads}.difference(*before)
                 weights = self._structure.by_variable
-                late = [v for v in reads if v not in set().union(*before)]
-                self._structure.split([weights[v] for v in late])
-                own = reads
-        return earlier.setdefault(key, ((args, kwargs), own))[1]
+                self._structure.split([weights[v] for v in own if v in late])
+                earlier[key] = (args, kwargs), reads
+        return earlier[key][1]
 
     def _traced_reads(
         self, layer: keras.layers.Layer, args: Any, kwargs: Any
@@ -198,19 +200,11 @@ class _Calls:
         start, reads = len(self.graph.calls), dict(self._reads)
         try:
             outputs = layer.call(*args, **kwargs)
-        except _Refused:
-            raise
         except Exception as error:
             self._forget(start, reads)
             if not self._structure.units_of(layer.weights):
                 outputs = hooks.outputs_of(layer, args, kwargs)
                 return self._made(outputs, self._of(args, kwargs))
-            # What a graph calls needs other lengths.
-            graph = hooks.graph_of(layer) is not None
-            if self._trust is _Trust.NONE or (
-                graph and self._trust is _Trust.IN_A_ROW
-            ):
-                raise _Refused(_reason(error)) from error
             outputs = self._in_order(layer, args, kwargs, error)
         end = len(self.graph.calls)
         earlier.append(_Known(kind, outputs, (start, end)))
@@ -220,11 +214,10 @@ class _Calls:
         """Add a call like an earlier one, in one: nested calls multiply."""
         calls = self.graph.calls[slice(*known.calls)]
         units = dict.fromkeys(unit for call in calls for unit in call.units)
-        outputs = keras.tree.map_structure(_copied, known.outputs)
         number = self.graph.add(
             units, self._of(args, kwargs), again=known.calls
         )
-        return self._made(outputs, (number,))
+        return self._made(known.outputs, (number,))
 
     def _forget(self, start: int, reads: dict[int, None]) -> None:
         self._reads = dict(reads)
@@ -238,31 +231,25 @@ class _Calls:
         """Add what a layer calls in a row, as its own code refuses tensors."""
         end = self._of(args, kwargs)
         start, reads = len(self.graph.calls), dict(self._reads)
-        reason = why
-        for given in trace.closed(layer, args, kwargs):
-            try:
-                inner, outputs = trace.inner_calls(layer, *given)
-                self._reads = dict(reads)
-                end = self._row(inner, self._of(args, kwargs))
-                break
-            except Exception as error:
-                reason = error
-                self._forget(start, reads)
-        else:
-            if self._trust is not _Trust.AS_MADE:
-                raise _Refused(_reason(reason)) from reason
-            self.add_as_made(layer, end, _reason(reason))
-            end = self.graph.open_ends(start)
-        if not hooks.is_of_a_library(layer):
-            self._in_a_row[self._path(layer)] = _reason(why)
-        if self._trust is _Trust.AS_MADE:
+        try:
+            with self._shapes():
+                inner, outputs = trace.inner_calls(layer, args, kwargs)
+            end = self._row(inner, end)
+        except Exception as error:
+            self._forget(start, reads)
             try:
                 outputs = layer.compute_output_spec(*args, **kwargs)
             except Exception:
                 if not hasattr(layer, "output"):
-                    raise _Refused(_reason(reason)) from None
+                    raise why from None
                 # As it was when a Functional model called it.
-                outputs = keras.tree.map_structure(_copied, layer.output)
+                outputs = layer.output
+            end = self.add_as_made(layer, end, _reason(error))
+        else:
+            made, called = self.doubt
+            self.doubt = made, called + 1
+            if hooks.package(type(layer)) not in ("keras", "keras_hub"):
+                self._in_a_row[self._path(layer)] = _reason(why)
         return self._made(outputs, end)
 
     def _row(self, inner: Iterable[Any], end: Sources) -> Sources:
@@ -277,8 +264,8 @@ class _Calls:
                 continue
             done |= units
             if call:
-                self._made((one.args, one.kwargs), end)
-                outputs = one.layer(*one.args, **one.kwargs)
+                args, kwargs = self._made((one.args, one.kwargs), end)
+                outputs = one.layer(*args, **kwargs)
                 end = self._of((outputs,), {}) or end
             else:
                 end = self._add([one], end)
@@ -286,11 +273,14 @@ class _Calls:
 
     def add_as_made(
         self, layer: keras.layers.Layer, end: Sources, reason: str
-    ) -> None:
+    ) -> Sources:
         """Add the layers of a layer in the order in which they were made."""
         self._untraced[self._path(layer)] = reason
+        made, called = self.doubt
+        self.doubt = made + 1, called
         for unit in self._structure.units_of(layer.weights):
             end = (self.graph.add([unit], end),)
+        return end
 
     # Tensors.
 
@@ -316,11 +306,12 @@ class _Calls:
         )
 
     def _made(self, outputs: Any, end: Sources) -> Any:
-        """Note where outputs come from; make those symbolic that are not.
+        """Return new symbolic tensors for outputs, and note their source.
 
-        What a layer makes of its weights alone is a tensor of the backend.
+        What a layer makes of its weights alone is a tensor of the backend, and
+        what it hands on is its input.
         """
-        outputs = trace.symbolic(outputs)
+        outputs = trace.fresh(outputs)
         for leaf in keras.tree.flatten(outputs):
             if isinstance(leaf, keras.KerasTensor):
                 self._sources[id(leaf)] = leaf, end
@@ -365,6 +356,11 @@ class _Calls:
             )
 
 
+def _adds(operation: Any) -> bool:
+    """Tell an addition: the layer of Keras or the operation."""
+    return type(operation).__name__ == "Add"
+
+
 def _listed(found: dict[str, str]) -> str:
     name, reason = next(iter(found.items()))
     more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
@@ -378,8 +374,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith("Exception enc")]
     first = (said or lines or [""])[0][:200]
-    name = type(error).__name__
-    return first if isinstance(error, _Refused) else f"{name}: {first}"
+    return f"{type(error).__name__}: {first}"
 
 
 def _kind(arguments: Any) -> str:
@@ -391,9 +386,3 @@ def _kind(arguments: Any) -> str:
         return leaf if isinstance(leaf, str | int | float) else id(leaf)
 
     return str(keras.tree.map_structure(one, arguments))
-
-
-def _copied(leaf: Any) -> Any:
-    if isinstance(leaf, keras.KerasTensor):
-        return keras.KerasTensor(leaf.shape, dtype=leaf.dtype)
-    return leaf

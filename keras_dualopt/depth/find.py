@@ -32,18 +32,12 @@ def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
             which the variables have different depths.
     """
     wanted = [hooks.identity(variable) for variable in variables]
-    frame: FrameType | None = sys._getframe(1)
-    try:
-        while frame is not None:
-            found = _in_frame(frame.f_locals, wanted)
-            if not wanted and found != [frame.f_locals.get("self")]:
-                _check_all_built(frame.f_locals)
-            if found:
-                return _the_one(found, variables)
-            frame = frame.f_back
-    finally:
-        # A frame that is kept keeps everything in it alive.
-        del frame
+    for _, names in _on_the_stack():
+        found = _in_frame(names, wanted)
+        if not wanted and found != [names.get("self")]:
+            _check_all_built(names)
+        if found:
+            return _the_one(found, variables)
     if not variables:
         raise no_weights()
     first = variables[0].path
@@ -78,19 +72,19 @@ def training_model() -> keras.Model | None:
     The nearest `self` on the call stack that is a compiled Keras model in one
     of its training methods.
     """
-    frame: FrameType | None = sys._getframe(1)
-    try:
-        while frame is not None:
-            owner = frame.f_locals.get("self")
-            if (
-                isinstance(owner, keras.Model)
-                and frame.f_code.co_name in _TRAINING_METHODS
-            ):
-                return owner
-            frame = frame.f_back
-        return None
-    finally:
-        del frame
+    for function, names in _on_the_stack():
+        owner = names.get("self")
+        if isinstance(owner, keras.Model) and function in _TRAINING_METHODS:
+            return owner
+    return None
+
+
+def _on_the_stack() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the running functions' names and locals, the nearest first."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame.f_code.co_name, frame.f_locals
+        frame = frame.f_back
 
 
 _TRAINING_METHODS = frozenset({"fit", "train_on_batch", "train_step"})

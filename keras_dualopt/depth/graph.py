@@ -6,7 +6,7 @@ edge, and parallel towers each go from 0 to 1 whatever their lengths.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 
 # Where a tensor comes from: the calls one reads when one reads it.
@@ -88,25 +88,24 @@ class Graph:
             after[number] = max(
                 (after[i] + steps[i] for i in self._outputs[number]), default=0
             )
-        for number, call in enumerate(self.calls):
-            if call.adds:
-                self._set_beside(number, steps, after)
+        self._set_beside(steps, after)
         return list(zip(before, after, strict=True))
 
     def positions(self, counted: Collection[int]) -> dict[int, Fraction]:
-        """Return r of every unit, of all its calls the widest way."""
-        places = self._places(counted)
+        """Return r of every unit that counts, of all its calls the widest."""
+        places = self._places(self.distances(counted))
         return {
-            unit: Fraction(before, before + after) if before else Fraction(0)
+            unit: Fraction(before, (before + after) or 1)
             for unit, (before, after) in places.items()
+            if unit in counted
         }
 
-    def _places(self, counted: Collection[int]) -> dict[int, tuple[int, int]]:
+    def _places(
+        self, distances: Sequence[tuple[int, int]]
+    ) -> dict[int, tuple[int, int]]:
         """Return the smallest d_in and the largest d_out of every unit."""
         places: dict[int, tuple[int, int]] = {}
-        for call, (before, after) in zip(
-            self.calls, self.distances(counted), strict=True
-        ):
+        for call, (before, after) in zip(self.calls, distances, strict=True):
             for unit in call.units:
                 known = places.get(unit, (before, after))
                 places[unit] = min(known[0], before), max(known[1], after)
@@ -132,112 +131,73 @@ class Graph:
                 reached[number] = True
         return found.difference(units)
 
-    def last_units(self, counted: Collection[int]) -> set[int]:
+    def last_units(self) -> set[int]:
         """Return the units of the layers that nothing else follows.
 
         Of several that end in the same result, the deepest. One that has more
         calls, as a tied embedding has, is last only if nothing follows any.
         """
-        distances = self.distances(counted)
-        places = self._places(counted)
+        everything = {unit for call in self.calls for unit in call.units}
+        distances = self.distances(everything)
+        places = self._places(distances)
+        # The last calls that read weights, before (or at) each call.
+        ends: list[set[int]] = []
+        for number, call in enumerate(self.calls):
+            before = (ends[i] for i in call.inputs)
+            ends.append({number} if call.units else set().union(*before))
         last: set[int] = set()
-        for number in range(len(self.calls)):
-            ends = () if self._outputs[number] else self._ends(number, counted)
-            if ends:
-                deepest = max(ends, key=lambda n: (distances[n][0], n))
-                last.update(
-                    unit
-                    for unit in self.calls[deepest].units
-                    if unit in counted and places[unit][1] == 0
-                )
+        for number in self.open_ends(0):
+            if ends[number]:
+                deepest = max(ends[number], key=lambda n: (distances[n][0], n))
+                units = self.calls[deepest].units
+                last.update(unit for unit in units if places[unit][1] == 0)
         return last
 
-    def _ends(self, number: int, counted: Collection[int]) -> set[int]:
-        """Return the last counted calls before (or at) a call."""
-        ends: set[int] = set()
-        seen: set[int] = set()
-        stack = [number]
-        while stack:
-            current = stack.pop()
-            if current in seen:
-                continue
-            seen.add(current)
-            call = self.calls[current]
-            if any(unit in counted for unit in call.units):
-                ends.add(current)
-            else:
-                stack.extend(call.inputs)
-        return ends
-
-    def _set_beside(
-        self, addition: int, steps: list[int], after: list[int]
-    ) -> None:
+    def _set_beside(self, steps: list[int], after: list[int]) -> None:
         """Put a shortcut beside the start of the branch it is added to.
 
         A projection shortcut and the first convolution of its block read the
         same tensor: they are siblings. By the longest path alone the shortcut,
         which is the shorter branch, would lie somewhere in the block's middle.
+        It is beside the ways from its fork that meet in the same addition, and
+        of which nothing is read elsewhere, as of a feature pyramid's levels.
         """
-        for end in self.calls[addition].inputs:
-            chain, fork = self._chain(end)
-            if fork is None or not chain:
-                continue
-            others = [i for i in self.calls[addition].inputs if i != end]
-            length = self._longest(fork, others, set(chain), steps)
-            if length is None:
-                continue
-            rest = after[addition] + steps[addition] + length
-            for number in chain:
-                rest -= steps[number]
-                after[number] = max(after[number], rest)
+        meets = self._meeting_points()
 
-    def _chain(self, end: int) -> tuple[list[int], int | None]:
-        """Return a branch without forks, its first call first, and its fork."""
-        chain: list[int] = []
-        current = end
-        while len(self._outputs[current]) == 1:
-            chain.append(current)
-            if len(self.calls[current].inputs) != 1:
-                return [], None
-            (current,) = self.calls[current].inputs
-        return chain[::-1], current
+        def comes_to(number: int, addition: int) -> bool:
+            while number < addition:
+                number = meets[number]
+            return number == addition
 
-    def _longest(
-        self,
-        fork: int,
-        ends: list[int],
-        chain: set[int],
-        steps: list[int],
-    ) -> int | None:
-        """Return the steps of the longest other way from a fork.
+        for ways in self._outputs:
+            for way in ways if len(ways) > 1 else ():
+                chain, number = [], way
+                while (
+                    len(self.calls[number].inputs)
+                    == len(self._outputs[number])
+                    == 1
+                ):
+                    chain.append(number)
+                    (number,) = self._outputs[number]
+                if not (chain and self.calls[number].adds):
+                    continue
+                beside = (i for i in ways if comes_to(i, number))
+                rest = max(after[i] + steps[i] for i in beside)
+                for member in chain:
+                    rest -= steps[member]
+                    after[member] = max(after[member], rest)
 
-        `None` if the block is not closed: something between the fork and the
-        addition is read elsewhere too, as a level of a feature pyramid is.
+    def _meeting_points(self) -> list[int]:
+        """Return the first call that all ways on from each call go through.
+
+        The number of calls, where they never meet again.
         """
-        inside: set[int] = set()
-        stack = [end for end in ends if end > fork]
-        while stack:
-            current = stack.pop()
-            if current in inside:
-                continue
-            inside.add(current)
-            stack.extend(i for i in self.calls[current].inputs if i > fork)
-        lengths = {fork: 0}
-        for number in sorted(inside):
-            ways = [
-                lengths[i] for i in self.calls[number].inputs if i in lengths
-            ]
-            if ways:
-                lengths[number] = max(ways) + steps[number]
-        reached = [end for end in ends if end in lengths and end != fork]
-        if not reached:
-            return None
-        for number in inside & lengths.keys():
-            if number in ends:
-                continue
-            if any(
-                i not in inside and i not in chain
-                for i in self._outputs[number]
-            ):
-                return None
-        return max(lengths[end] for end in reached)
+        count = len(self.calls)
+        meets = [count] * count
+        for number in reversed(range(count)):
+            ways = {*self._outputs[number]}
+            while len(ways) > 1:
+                first = min(ways)
+                ways = ways - {first} | {meets[first]}
+            meets[number] = min(ways, default=count)
+        return meets

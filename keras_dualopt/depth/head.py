@@ -242,8 +242,7 @@ def _last_units(structure: Structure, graph: Graph) -> set[int]:
 
     A nested `Sequential` is one of them, unless it is most of the model.
     """
-    everything = range(len(structure.unit_roots))
-    last = graph.last_units(everything)
+    last = graph.last_units()
     for model, units in _nested_models(structure):
         small = 2 * len(units) <= len({w.unit for w in structure.weights})
         if isinstance(model, keras.Sequential) and small and units & last:

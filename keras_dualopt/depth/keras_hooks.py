@@ -77,29 +77,15 @@ def attributes(layer: keras.layers.Layer) -> Iterator[tuple[str, Any]]:
             yield name, merged[name]
 
 
-def is_graph(layer: Any) -> bool:
-    """Tell whether a layer is a Functional model that runs its own graph."""
-    return (
-        isinstance(layer, keras.Model)
-        and isinstance(layer, keras.Function)
-        and _runs_as_keras_does(layer)
-    )
-
-
 def graph_of(layer: Any) -> Any:
     """Return the Functional graph that calling a layer runs, or `None`."""
-    if is_graph(layer):
-        return layer
-    if isinstance(layer, keras.Sequential) and _runs_as_keras_does(layer):
+    kinds = type(layer).__mro__
+    runs = next((kind for kind in kinds if "call" in vars(kind)), object)
+    if not isinstance(layer, keras.Model) or package(runs) != "keras":
+        return None
+    if isinstance(layer, keras.Sequential):
         return getattr(layer, "_functional", None)
-    return None
-
-
-def _runs_as_keras_does(layer: Any) -> bool:
-    for kind in type(layer).__mro__:
-        if "call" in vars(kind):
-            return kind.__module__.partition(".")[0] == "keras"
-    return False
+    return layer if isinstance(layer, keras.Function) else None
 
 
 def producer(tensor: Any) -> Any:
@@ -110,14 +96,9 @@ def producer(tensor: Any) -> Any:
     return history.operation._inbound_nodes[history.node_index]
 
 
-def is_keras_own(layer: Any) -> bool:
-    """Tell a layer that Keras itself defines."""
-    return type(layer).__module__.partition(".")[0] == "keras"
-
-
-def is_of_a_library(layer: Any) -> bool:
-    """Tell a layer of Keras or KerasHub from one of the user's own."""
-    return type(layer).__module__.partition(".")[0] in ("keras", "keras_hub")
+def package(kind: type) -> str:
+    """Return the package that defines a class, such as "keras_hub"."""
+    return kind.__module__.partition(".")[0]
 
 
 def is_backend_tensor(value: Any) -> bool:
@@ -131,18 +112,17 @@ def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
     What a layer says of the shape of its output is wrong in some packages:
     the calls of layers that are not Keras' own are asked first.
     """
-    declared = operation.compute_output_spec
-    if not isinstance(operation, keras.layers.Layer) or is_keras_own(operation):
-        return declared(*args, **kwargs)
-    traced = functools.partial(keras.Operation.compute_output_spec, operation)
-    found = []
-    for way in (operation.call, traced, declared):
+    ways = [operation.compute_output_spec]
+    if package(type(operation)) != "keras":
+        traced = keras.Operation.compute_output_spec
+        ways = [operation.call, functools.partial(traced, operation), *ways]
+    for way in ways[:-1]:
         with contextlib.suppress(Exception):
-            found.append(way(*args, **kwargs))
-            shapes = [t.shape for t in keras.tree.flatten(found[-1])]
-            if not any(None in shape for shape in shapes):
-                return found[-1]
-    return found[0] if found else declared(*args, **kwargs)
+            outputs = way(*args, **kwargs)
+            leaves = keras.tree.flatten(outputs)
+            if not any(None in getattr(t, "shape", ()) for t in leaves):
+                return outputs
+    return ways[-1](*args, **kwargs)
 
 
 class _Probe(keras.Operation):

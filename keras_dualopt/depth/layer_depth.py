@@ -59,13 +59,18 @@ def _relative(
     """Return the depth of every unit that counts, 0 to 1."""
     counted = {w.unit for w in structure.weights if w.key not in new}
     placed = graph.positions(counted)
-    nearby = _shallowest_under(structure, placed, counted)
-    position = {
-        unit: placed[unit]
-        if unit in placed
-        else _inherited(structure.unit_roots[unit], nearby)
-        for unit in counted
-    }
+    # What no call reads lies where the shallowest layer beside it does.
+    nearby: dict[Owner, Fraction] = {}
+    for weight in structure.weights:
+        if weight.unit in placed:
+            depth = placed[weight.unit]
+            for around in weight.owner.chain():
+                nearby[around] = min(nearby.get(around, depth), depth)
+    position = dict(placed)
+    for unit in counted - placed.keys():
+        chain = structure.unit_roots[unit].chain()
+        found = (nearby[around] for around in chain if around in nearby)
+        position[unit] = next(found, Fraction(0))
     lowest = min(position.values(), default=Fraction(0))
     highest = max(position.values(), default=Fraction(0))
     if lowest == highest:
@@ -74,28 +79,6 @@ def _relative(
         unit: (value - lowest) / (highest - lowest)
         for unit, value in position.items()
     }
-
-
-def _shallowest_under(
-    structure: Structure, placed: Mapping[int, Fraction], counted: set[int]
-) -> dict[int, Fraction]:
-    """Return, by layer, the depth of the shallowest layer in it."""
-    nearby: dict[int, Fraction] = {}
-    for weight in structure.weights:
-        if weight.unit in placed and weight.unit in counted:
-            depth = placed[weight.unit]
-            for around in weight.owner.chain():
-                known = nearby.get(id(around), depth)
-                nearby[id(around)] = min(known, depth)
-    return nearby
-
-
-def _inherited(root: Owner, nearby: Mapping[int, Fraction]) -> Fraction:
-    """Return the depth of a layer that no call reads: its owner's."""
-    for around in root.chain():
-        if id(around) in nearby:
-            return nearby[id(around)]
-    return Fraction(0)
 
 
 def _rows(

@@ -119,8 +119,6 @@ class Structure:
             if id(variable) in self._wanted
             and id(variable) not in self.by_variable
         ]
-        if not variables:
-            return
         names = _variable_names(owner.layer, variables)
         for name, variable in zip(names, variables, strict=True):
             self._add(variable, _join(owner.key, name), owner)
@@ -140,35 +138,27 @@ class Structure:
                 self._add(variable, f"weights.{index}", root)
 
 
-def graph_nodes(graph: Any) -> list[Any]:
-    """Return the calls of a Functional graph, each after those it reads.
+def graph_operations(graph: Any) -> list[Any]:
+    """Return what a Functional graph calls, each after what it reads.
 
     In the order in which the outputs need them, which is the same for the
     same architecture on every backend.
     """
     bounds = {id(tensor) for tensor in graph.inputs}
-    ordered: list[Any] = []
-    seen: set[int] = set()
-    stack: list[tuple[Any, bool]] = [
-        (hooks.producer(tensor), False)
-        for tensor in reversed(graph.outputs)
-        if id(tensor) not in bounds
-    ]
+    entered: set[Any] = set()
+    ordered: dict[Any, None] = {}
+    stack = [*reversed(graph.outputs)]
     while stack:
-        node, inputs_done = stack.pop()
-        if node is None or (id(node) in seen and not inputs_done):
-            continue
-        if inputs_done:
-            ordered.append(node)
-            continue
-        seen.add(id(node))
-        stack.append((node, True))
-        stack.extend(
-            (hooks.producer(tensor), False)
-            for tensor in reversed(node.input_tensors)
-            if id(tensor) not in bounds
-        )
-    return ordered
+        tensor = stack[-1]
+        node = None if id(tensor) in bounds else hooks.producer(tensor)
+        if node is None or node in entered:
+            stack.pop()
+            if node is not None:
+                ordered.setdefault(node)
+        else:
+            entered.add(node)
+            stack.extend(reversed(node.input_tensors))
+    return [*dict.fromkeys(node.operation for node in ordered)]
 
 
 def _children(
@@ -178,43 +168,36 @@ def _children(
     if graph is not None:
         # Layers without weights are left out of the count: a copy may lack
         # an input layer or have another.
-        position = 0
-        for operation in dict.fromkeys(
-            node.operation for node in graph_nodes(graph)
-        ):
-            if isinstance(operation, keras.layers.Layer) and operation.weights:
-                yield str(position), operation
-                position += 1
+        operations = graph_operations(graph)
+        found = [o for o in operations if getattr(o, "weights", None)]
+        yield from ((str(i), inner) for i, inner in enumerate(found))
     elif isinstance(layer, keras.Sequential):
         with_weights = [inner for inner in layer.layers if inner.weights]
         yield from ((str(i), inner) for i, inner in enumerate(with_weights))
-    for name, value in hooks.attributes(layer):
-        for place, inner in _leaves(value, name.lstrip("_"), _is_layer):
-            if inner.weights:
-                yield place, inner
+    for place, inner in _held(layer, keras.layers.Layer):
+        if inner.weights:
+            yield place, inner
     for index, inner in enumerate(hooks.tracked_layers(layer)):
         yield f"layers.{index}", inner
 
 
-def _is_layer(value: Any) -> bool:
-    return isinstance(value, keras.layers.Layer)
+def _held(layer: keras.layers.Layer, kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield what a layer's attributes hold of a kind, by its place in them."""
+    for name, value in hooks.attributes(layer):
+        yield from _leaves(value, name.lstrip("_"), kind)
 
 
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, keras.Variable)
-
-
-def _leaves(value: Any, name: str, wanted: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what is wanted of a value and of the containers it is made of."""
-    if wanted(value):
+def _leaves(value: Any, name: str, kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield what is of a kind in a value and the containers it is made of."""
+    if isinstance(value, kind):
         yield name, value
     elif isinstance(value, dict):
         for key in value:
             if isinstance(key, str | int):
-                yield from _leaves(value[key], f"{name}.{key}", wanted)
+                yield from _leaves(value[key], f"{name}.{key}", kind)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}.{index}", wanted)
+            yield from _leaves(item, f"{name}.{index}", kind)
 
 
 def _variable_names(
@@ -225,9 +208,8 @@ def _variable_names(
     The attribute rather than the variable's name, which may be automatic.
     """
     names: dict[int, str] = {}
-    for name, value in hooks.attributes(layer):
-        for place, variable in _leaves(value, name.lstrip("_"), _is_variable):
-            names.setdefault(id(variable), place)
+    for name, variable in _held(layer, keras.Variable):
+        names.setdefault(id(variable), name)
     used: set[str] = set()
     return [
         _unused(names.get(id(variable), f"variables.{index}"), used)

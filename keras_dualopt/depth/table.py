@@ -37,28 +37,6 @@ class DepthRow:
     optional: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a variable is in a model.
-
-    Args:
-        key: Its place, the same in every copy of the model and on every
-            backend; unique in the model.
-        path: Its Keras path.
-        layer: The path of the layer that owns it.
-        index: As in `DepthRow`.
-        relative: As in `DepthRow`.
-        pretrained: As in `DepthRow`.
-    """
-
-    key: str
-    path: str
-    layer: str
-    index: int | None
-    relative: float | None
-    pretrained: bool
-
-
 @keras.saving.register_keras_serializable(package="keras_dualopt")
 class LayerDepth:
     """How deep each weight of a model lies, and which of them are new.
@@ -100,8 +78,8 @@ class LayerDepth:
         self,
         model: keras.Model | None,
         variables: Sequence[keras.Variable],
-    ) -> list[Place]:
-        """Return where each variable is.
+    ) -> list[DepthRow]:
+        """Return the row of each variable, under the names it has today.
 
         Args:
             model: A model of the architecture this was made from.
@@ -119,51 +97,47 @@ class LayerDepth:
             )
         structure = Structure(model)
         by_key = {row.key: row for row in self._rows}
-        self._check_fits(structure, by_key)
         by_layer: dict[str, DepthRow] = {}
         for row in self._rows:
             by_layer.setdefault(_layer_key(row.key), row)
+        self._check_fits(structure, by_layer)
         places = []
         for variable in variables:
             weight = _weight_of(structure, variable)
             row = by_key.get(weight.key) or by_layer[_layer_key(weight.key)]
             places.append(
-                Place(
-                    weight.key,
-                    variable.path,
-                    weight.owner.path,
-                    row.index,
-                    row.relative,
-                    row.pretrained,
+                dataclasses.replace(
+                    row,
+                    path=variable.path,
+                    layer=weight.owner.path,
+                    shape=tuple(variable.shape),
+                    key=weight.key,
                 )
             )
         return places
 
     def _check_fits(
-        self, structure: Structure, by_key: Mapping[str, DepthRow]
+        self, structure: Structure, by_layer: Mapping[str, DepthRow]
     ) -> None:
-        layers = {_layer_key(key) for key in by_key}
         present = {weight.key: weight for weight in structure.weights}
         name = structure.model.name
         for row in self._rows:
             weight = present.get(row.key)
-            if weight is None:
-                if row.optional:
-                    continue
+            shape = None if weight is None else tuple(weight.variable.shape)
+            optional = row.optional or (weight and is_optional(weight))
+            if shape != row.shape and not optional:
+                found = (
+                    f"{shape} for {weight.variable.path!r} of {name!r}"
+                    if weight
+                    else f"{name!r}, which has none there"
+                )
                 raise ValueError(
                     f"Expected: a weight like {row.path!r} of shape "
                     f"{row.shape} in layer {row.layer!r} (place {row.key!r}). "
-                    f"Received: {name!r}, which has none there. {_WAY_OUT}"
-                )
-            shape = tuple(weight.variable.shape)
-            if shape != row.shape and not (row.optional or is_optional(weight)):
-                raise ValueError(
-                    f"Expected: shape {row.shape} for {row.path!r} (place "
-                    f"{row.key!r}). Received: {shape} for "
-                    f"{weight.variable.path!r} of {name!r}. {_WAY_OUT}"
+                    f"Received: {found}. {_WAY_OUT}"
                 )
         for key, weight in present.items():
-            if key not in by_key and _layer_key(key) not in layers:
+            if _layer_key(key) not in by_layer:
                 raise ValueError(
                     f"Expected: no layer with weights at {_layer_key(key)!r}. "
                     f"Received: {weight.variable.path!r} of {name!r}, which "
@@ -226,7 +200,7 @@ class LayerDepth:
 def place_keys(
     model: keras.Model, variables: Sequence[keras.Variable]
 ) -> list[str]:
-    """Return the `Place.key` of each variable, without finding depths.
+    """Return the `DepthRow.key` of each variable, without finding depths.
 
     Args:
         model: A built model.
@@ -297,11 +271,15 @@ def depth_from_patterns(
             pattern matches.
     """
     aliases = aliases or {}
-    structure = None if model is None else Structure(model)
     everything = [*variables] if model is None else [*model.weights]
+    if model is None:
+        keys = [f"{i}/{v.name}" for i, v in enumerate(everything)]
+    else:
+        keys = place_keys(model, everything)
+    paths = [aliases.get(id(v), v.path) for v in everything]
     winners = {
-        id(variable): _winner(patterns, variable, aliases)
-        for variable in everything
+        id(variable): next((p for p in patterns if re.fullmatch(p, path)), None)
+        for variable, path in zip(everything, paths, strict=True)
     }
     for variable in variables:
         if winners[id(variable)] is None:
@@ -315,12 +293,9 @@ def depth_from_patterns(
             raise ValueError(_wins_nothing(pattern, everything))
     values = sorted({value for value in patterns.values() if value is not None})
     rows = []
-    for number, variable in enumerate(everything):
+    for key, variable in zip(keys, everything, strict=True):
         winner = winners[id(variable)]
         value = None if winner is None else patterns[winner]
-        key = f"{number}/{variable.name}"
-        if structure is not None and id(variable) in structure.by_variable:
-            key = structure.by_variable[id(variable)].key
         rows.append(
             DepthRow(
                 path=variable.path,
@@ -333,18 +308,6 @@ def depth_from_patterns(
             )
         )
     return LayerDepth(rows)
-
-
-def _winner(
-    patterns: Mapping[str, float | None],
-    variable: keras.Variable,
-    aliases: Mapping[int, str],
-) -> str | None:
-    path = aliases.get(id(variable), variable.path)
-    for pattern in patterns:
-        if re.fullmatch(pattern, path):
-            return pattern
-    return None
 
 
 def _wins_nothing(pattern: str, variables: Sequence[keras.Variable]) -> str:

@@ -33,34 +33,19 @@ class Inner:
     kwargs: dict[str, Any]
 
 
-def arguments_to_try(
-    model: keras.Model, stay_open: bool
-) -> Iterator[Arguments]:
-    """Yield symbolic arguments for a model, the likeliest first.
-
-    Args:
-        model: The model.
-        stay_open: Whether lengths that the model leaves open stay so.
-    """
-    for args, kwargs in _symbolic_inputs(model):
-        if stay_open:
-            yield _mapped(_fresh, args, kwargs)
-        else:
-            yield from closed(model, args, kwargs)
-
-
-def closed(
-    layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[Arguments]:
-    """Yield a call's arguments with shapes that are known in full."""
-    tried: set[tuple[Any, ...]] = set()
-    tensors = [*filter(_is_symbolic, keras.tree.flatten((args, kwargs)))]
-    for sequence, side in (*_OPEN_LENGTHS, *_position_lengths(layer)):
-        made = {id(t): _closed(t, sequence, side) for t in tensors}
-        shapes = tuple(tensor.shape for tensor in made.values())
-        if shapes not in tried:
-            tried.add(shapes)
-            yield _mapped(lambda t, made=made: made.get(id(t), t), args, kwargs)
+def arguments_to_try(model: keras.Model) -> Iterator[Arguments]:
+    """Yield symbolic arguments of known shapes, the likeliest first."""
+    for given in _symbolic_inputs(model):
+        tried: set[tuple[Any, ...]] = set()
+        tensors = [*filter(_is_symbolic, keras.tree.flatten(given))]
+        for sequence, side in _OPEN_LENGTHS:
+            made = {id(t): _closed(t, sequence, side) for t in tensors}
+            shapes = tuple(tensor.shape for tensor in made.values())
+            if shapes not in tried:
+                tried.add(shapes)
+                yield keras.tree.map_structure(
+                    lambda leaf, made=made: made.get(id(leaf), leaf), given
+                )
 
 
 def in_inference(
@@ -89,7 +74,7 @@ def inner_calls(
 
     def called(inner: Any, args: Any, kwargs: Any, proceed: Any) -> Any:
         if not inside and inner.weights and id(inner) not in found:
-            found[id(inner)] = Inner(inner, *_mapped(_fresh, args, kwargs))
+            found[id(inner)] = Inner(inner, *fresh((args, kwargs)))
         inside.append(inner)
         try:
             return proceed()
@@ -107,30 +92,16 @@ def inner_calls(
     return [*found.values()], outputs
 
 
-def symbolic(values: Any) -> Any:
-    """Return values with a symbolic tensor for each one of the backend."""
-    return keras.tree.map_structure(
-        lambda v: _fresh(v) if hooks.is_backend_tensor(v) else v, values
-    )
-
-
-def _mapped(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Arguments:
-    """Return arguments with a function of every tensor in its place."""
+def fresh(values: Any) -> Any:
+    """Return values with a new symbolic tensor for every tensor in them."""
 
     def one(leaf: Any) -> Any:
-        is_tensor = _is_symbolic(leaf) or hooks.is_backend_tensor(leaf)
-        return function(leaf) if is_tensor else leaf
+        if not (_is_symbolic(leaf) or hooks.is_backend_tensor(leaf)):
+            return leaf
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        return keras.KerasTensor(tuple(leaf.shape), dtype)
 
-    made: Arguments = keras.tree.map_structure(one, (args, kwargs))
-    return made
-
-
-def _fresh(tensor: Any) -> keras.KerasTensor:
-    return keras.KerasTensor(
-        tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
-    )
+    return keras.tree.map_structure(one, values)
 
 
 def _is_symbolic(value: Any) -> bool:
@@ -159,16 +130,6 @@ def _batch_size() -> int:
     mesh = getattr(distribution, "device_mesh", None)
     # A batch of one is a special case to some layers.
     return 2 * math.prod(mesh.shape if mesh is not None else ())
-
-
-def _position_lengths(layer: keras.layers.Layer) -> Iterator[tuple[int, int]]:
-    """Yield the lengths of a layer's tables of positions.
-
-    Some models take only sequences that are exactly as long.
-    """
-    for weight in layer.weights:
-        if "position" in weight.path and len(weight.shape) > 1:
-            yield weight.shape[-2], 64
 
 
 def _symbolic_inputs(model: keras.Model) -> Iterator[Arguments]:

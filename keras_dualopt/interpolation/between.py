@@ -1,29 +1,26 @@
 """Between the pretrained and the fine-tuned weights: θ₀ + α (θ − θ₀)."""
 
-import contextlib
-import dataclasses
-import math
-import os
 import warnings
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from keras_dualopt import sources
-from keras_dualopt.backend import engine
+from keras_dualopt.backend import Array, engine
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.depth import layer_depth
+from keras_dualopt.depth import LayerDepth, layer_depth
 from keras_dualopt.lookup import holder_of
 from keras_dualopt.optimizer import DualOpt
-from keras_dualopt.plan import Row, look_new, role
-from keras_dualopt.wrapping import settle, unwrapped
-
-# A model, the path of a weights file, or an optimizer with anchors.
-Source: TypeAlias = (
-    keras.Model | str | os.PathLike[str] | keras.optimizers.Optimizer | None
+from keras_dualopt.plan import look_new, role
+from keras_dualopt.pull import compute_dtype
+from keras_dualopt.settings import is_number
+from keras_dualopt.sources import (
+    Source,
+    check_source,
+    numpy_value,
+    values_of,
 )
+from keras_dualopt.wrapping import settle, unwrapped
 
 
 def interpolate(
@@ -76,94 +73,63 @@ def interpolate(
     >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
     >>> halfway = interpolate(model, 0.5, copy=True)
     """
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, int | float | np.number)
-        or not math.isfinite(alpha)
-        or not 0.0 <= alpha <= 1.0
-    ):
+    if not is_number(alpha) or not 0.0 <= alpha <= 1.0:
         raise ValueError(
             "`alpha` must be in [0, 1]: 0 is pretrained, 1 is fine-tuned. "
             f"Received: {alpha!r}."
         )
-    way = Way.of(model, source)
+    way = find_way(model, source)
     values = way.at(float(alpha), way.present())
     if copy:
-        return _copy(model, way.variables, values)
+        return _copy(model, way, values)
     put(way.variables, values)
     return model
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """The pretrained weights of a model, and where they came from.
-
-    Args:
-        variables: The weights.
-        origins: θ₀ for each.
-    """
+class Way(NamedTuple):
+    """The pretrained weights of a model, and θ₀ for each."""
 
     variables: list[keras.Variable]
-    origins: list[Any]
+    origins: list[Array]
 
-    @classmethod
-    def of(cls, model: keras.Model, source: Source = None) -> "Way":
-        """Find θ₀ for every pretrained weight.
-
-        Raises:
-            ValueError: If one has none.
-            TypeError: If the source is of another kind.
-        """
-        settle(model)
-        optimizer = unwrapped(source)
-        if source is None:
-            optimizer = holder_of(model)
-        if isinstance(optimizer, DualOpt):
-            return cls(*_from_anchors(model, optimizer))
-        sources.check_source(source)
-        return cls(*_from_source(model, source))
-
-    def present(self) -> list[Any]:
+    def present(self) -> list[Array]:
         """Return copies of the weights as they are now."""
-        return [sources.numpy_value(variable) for variable in self.variables]
+        return [numpy_value(variable) for variable in self.variables]
 
-    def at(self, alpha: float, tuned: list[Any]) -> list[Any]:
+    def at(self, alpha: float, tuned: list[Array]) -> list[Array]:
         """Return θ₀ + α (θ − θ₀), where `tuned` is θ."""
         if alpha == 1.0:
             return tuned
-        if alpha == 0.0:
-            # 0 · NaN is NaN, and θ₀ is the way back from NaN.
-            return [
-                origin.astype(theta.dtype)
-                for origin, theta in zip(self.origins, tuned, strict=True)
-            ]
         values = []
         for origin, theta in zip(self.origins, tuned, strict=True):
-            # Half precision would round the difference.
-            wide = np.promote_types(_number_type(theta), np.float32)
-            start, end = origin.astype(wide), theta.astype(wide)
-            value = start + alpha * (end - start)
+            value = origin
+            # 0 · NaN is NaN, and θ₀ is the way back from NaN.
+            if alpha != 0.0:
+                # Half precision would round the difference.
+                wide = compute_dtype(theta.dtype.name)
+                start, end = origin.astype(wide), theta.astype(wide)
+                value = start + alpha * (end - start)
             values.append(value.astype(theta.dtype))
         return values
 
 
-def put(variables: list[keras.Variable], values: list[Any]) -> None:
+def put(variables: list[keras.Variable], values: list[Array]) -> None:
     """Write values into variables."""
     for variable, value in zip(variables, values, strict=True):
-        engine.copy_value(
-            variable, keras.ops.convert_to_tensor(value, variable.dtype)
-        )
+        engine.copy_value(variable, value)
 
 
-def _number_type(array: Any) -> Any:
-    # NumPy does not know how to promote bfloat16.
-    known = np.issubdtype(array.dtype, np.floating)
-    return array.dtype if known else np.dtype("float32")
+def find_way(model: keras.Model, source: Source) -> Way:
+    """Find θ₀ for every pretrained weight."""
+    settle(model)
+    optimizer = holder_of(model) if source is None else unwrapped(source)
+    if isinstance(optimizer, DualOpt):
+        return _from_anchors(model, optimizer)
+    check_source(source)
+    return _from_source(model, source)
 
 
-def _from_anchors(
-    model: keras.Model, optimizer: DualOpt
-) -> tuple[list[keras.Variable], list[Any]]:
+def _from_anchors(model: keras.Model, optimizer: DualOpt) -> Way:
     if optimizer.mode != "finetune":
         raise ValueError(
             "The optimizer must be in fine-tune mode, whose anchors are θ₀. "
@@ -176,20 +142,18 @@ def _from_anchors(
     for variable in model.trainable_variables:
         if id(variable) not in known:
             raise ValueError(_without(variable))
-    variables, origins, kept = [], [], []
+    origins, kept = [], []
     own = {id(weight) for weight in model.weights}
     for row, anchor in zip(rows, anchors, strict=True):
-        variable, kind = row.variable, row.role
+        variable, kind = row.variable, role(row.variable)
         if not row.pretrained or kind == "free" or id(variable) not in own:
             continue
         if kind == "zero":
-            origin = np.zeros(variable.shape, dtype="float32")
+            origins.append(np.zeros(variable.shape, dtype="float32"))
         elif anchor is None:
             raise ValueError(_without(variable))
         else:
-            origin = sources.numpy_value(anchor)
-        variables.append(variable)
-        origins.append(origin)
+            origins.append(numpy_value(anchor))
         kept.append(row)
     new = look_new(kept, origins)
     if new:
@@ -200,55 +164,7 @@ def _from_anchors(
             "pass `source=`.",
             stacklevel=stacklevel(),
         )
-    return variables, origins
-
-
-def _from_source(
-    model: keras.Model, source: Any
-) -> tuple[list[keras.Variable], list[Any]]:
-    variables = [
-        variable for variable in _pretrained(model) if role(variable) != "free"
-    ]
-    rows = [
-        Row(
-            variable,
-            key="",
-            layer="",
-            relative=None,
-            pretrained=True,
-            excluded=False,
-            strength=0.0,
-            rate=1.0,
-            pulled=False,
-            anchored=role(variable) == "anchor",
-        )
-        for variable in variables
-    ]
-    values = sources.values_from(source, model, rows)
-    origins = [
-        np.zeros(variable.shape, dtype="float32") if value is None else value
-        for variable, value in zip(variables, values, strict=True)
-    ]
-    return variables, origins
-
-
-def _pretrained(model: keras.Model) -> list[keras.Variable]:
-    """Return the pretrained weights, trained or not."""
-    weights = [w for w in model.weights if "float" in w.dtype]
-    optimizer = unwrapped(getattr(model, "optimizer", None))
-    if (
-        isinstance(optimizer, DualOpt)
-        and optimizer.mode == "finetune"
-        and optimizer.built
-    ):
-        places = optimizer.depth.place(model, weights)
-    else:
-        places = layer_depth(model).place(model, weights)
-    return [
-        weight
-        for weight, place in zip(weights, places, strict=True)
-        if place.pretrained
-    ]
+    return Way([row.variable for row in kept], origins)
 
 
 def _without(variable: keras.Variable) -> str:
@@ -259,9 +175,37 @@ def _without(variable: keras.Variable) -> str:
     )
 
 
-def _copy(
-    model: keras.Model, variables: list[keras.Variable], values: list[Any]
-) -> keras.Model:
+def _from_source(model: keras.Model, source: Source) -> Way:
+    roles = [(variable, role(variable)) for variable in _pretrained(model)]
+    anchored = [variable for variable, kind in roles if kind == "anchor"]
+    zero = [variable for variable, kind in roles if kind == "zero"]
+    origins = values_of(source, model, anchored)
+    origins += [np.zeros(variable.shape, dtype="float32") for variable in zero]
+    return Way([*anchored, *zero], origins)
+
+
+def _pretrained(model: keras.Model) -> list[keras.Variable]:
+    """Return the pretrained weights, trained or not."""
+    weights = [w for w in model.weights if "float" in w.dtype]
+    optimizer = unwrapped(getattr(model, "optimizer", None))
+    depth = None
+    if (
+        isinstance(optimizer, DualOpt)
+        and optimizer.mode == "finetune"
+        and optimizer.built
+    ):
+        depth = optimizer.depth
+    if not isinstance(depth, LayerDepth):
+        depth = layer_depth(model)
+    places = depth.place(model, weights)
+    return [
+        weight
+        for weight, place in zip(weights, places, strict=True)
+        if place.pretrained
+    ]
+
+
+def _copy(model: keras.Model, way: Way, values: list[Array]) -> keras.Model:
     """Return a copy of a model in which some weights have other values."""
     copy = _not_compiled(model)
     shapes = [[tuple(w.shape) for w in m.weights] for m in (model, copy)]
@@ -272,48 +216,31 @@ def _copy(
             f"of {len(shapes[0])}. Save it, interpolate in place, and load the "
             "file for the other one."
         )
-    replaced = {
-        id(variable): value
-        for variable, value in zip(variables, values, strict=True)
-    }
-    put(
-        copy.weights,
-        [
-            replaced[id(w)] if id(w) in replaced else sources.numpy_value(w)
-            for w in model.weights
-        ],
-    )
+    counterpart = {}
+    for weight, its_copy in zip(model.weights, copy.weights, strict=True):
+        engine.copy_value(its_copy, weight)
+        counterpart[id(weight)] = its_copy
+    put([counterpart[id(variable)] for variable in way.variables], values)
     return copy
 
 
 def _not_compiled(model: keras.Model) -> keras.Model:
     """Return a copy of a model, of fresh weights, that is not compiled."""
-    with _taken_for_not_compiled(model):
-        if _is_described_by_keras(model):
+    kind = type(model)
+    # Keras copies optimizer, loss and metrics of one that is.
+    compiled, model.compiled = model.compiled, False
+    try:
+        # Of a model with a config of its own `clone_model` keeps the graph
+        # alone: no task and no preprocessor.
+        if kind.get_config.__module__.partition(".")[0] == "keras":
             return keras.models.clone_model(model)
-        # `clone_model` keeps the graph alone: no task and no preprocessor.
-        kind = type(model)
         copy = keras.saving.deserialize_keras_object(
             keras.saving.serialize_keras_object(model),
             custom_objects={kind.__name__: kind},
         )
+    finally:
+        model.compiled = compiled
     # The constructor of a KerasHub task compiles it in a way of its own.
     copy.compiled = False
     copy.optimizer = None
     return copy
-
-
-def _is_described_by_keras(model: keras.Model) -> bool:
-    """Tell whether the config is Keras' own: layers and how they are called."""
-    name: str = type(model).get_config.__module__
-    return name.partition(".")[0] == "keras"
-
-
-@contextlib.contextmanager
-def _taken_for_not_compiled(model: keras.Model) -> Iterator[None]:
-    """Let Keras copy a model without its optimizer, loss and metrics."""
-    compiled, model.compiled = model.compiled, False
-    try:
-        yield
-    finally:
-        model.compiled = compiled

@@ -3,13 +3,13 @@
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.interpolation.between import Source, Way, put
+from keras_dualopt.interpolation.between import Way, find_way, put
 from keras_dualopt.interpolation.metrics import (
     Rule,
     check_rule,
@@ -17,6 +17,8 @@ from keras_dualopt.interpolation.metrics import (
     named_data,
     score,
 )
+from keras_dualopt.settings import check_whole
+from keras_dualopt.sources import Source
 from keras_dualopt.wrapping import settle
 
 
@@ -60,12 +62,9 @@ def review(
     >>> [alpha for alpha in review(model, steps=4)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(
-            f"`steps` must be a whole number ≥ 1. Received: {steps!r}."
-        )
+    check_whole("steps", steps)
     # Here and not in the generator: an error belongs to the call.
-    return _walk(model, Way.of(model, source), steps)
+    return _walk(model, find_way(model, source), steps)
 
 
 def _walk(model: keras.Model, way: Way, steps: int) -> Iterator[float]:
@@ -95,7 +94,10 @@ _TRAINED = (
 )
 
 
-def _clock(model: keras.Model) -> tuple[Any, int]:
+_Clock: TypeAlias = tuple[keras.optimizers.Optimizer | None, int]
+
+
+def _clock(model: keras.Model) -> _Clock:
     """Return the optimizer that trains a model, and how many steps it took."""
     settle(model)
     optimizer = getattr(model, "optimizer", None)
@@ -104,7 +106,7 @@ def _clock(model: keras.Model) -> tuple[Any, int]:
     return optimizer, int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
-def _trained_since(clock: tuple[Any, int], model: keras.Model) -> bool:
+def _trained_since(clock: _Clock, model: keras.Model) -> bool:
     (before, first), (now, steps) = clock, _clock(model)
     return steps != (first if now is before else 0)
 

@@ -1,7 +1,11 @@
 """A figure to draw on. matplotlib is optional, imported when one is drawn."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -9,17 +13,12 @@ MARKS = ("o", "s", "^", "D", "v", "P")
 COLOUR_MAP = "viridis"
 
 
-def new_figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
-    """Return an empty figure and its axes; no window, no global state.
+def new_figure(
+    width: float, height: float, **layout: Any
+) -> tuple["Figure", Any]:
+    """Return an empty figure, in inches, and its axes; no window, no state.
 
-    Args:
-        width: In inches.
-        height: In inches.
-        **layout: As in `Figure.subplots`, or with `mosaic` as in
-            `Figure.subplot_mosaic`.
-
-    Raises:
-        ImportError: Without matplotlib; names the extra that brings it.
+    `layout` is that of `Figure.subplots`, or of `subplot_mosaic`.
     """
     try:
         from matplotlib.figure import Figure
@@ -34,22 +33,15 @@ def new_figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
     return figure, figure.subplots(**layout)
 
 
-def finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+def finish(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figure":
     """Save a figure, if there is a path, and return it."""
     if path is not None:
         figure.savefig(path)
     return figure
 
 
-def as_percent(axis: Any) -> None:
+def as_percent(axis: "Axis") -> None:
     """Label an axis of shares in per cent."""
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0))
-
-
-def whole_numbers() -> Any:
-    """Return marks for an axis of things that are counted."""
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(integer=True)

@@ -2,18 +2,19 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
-
+from keras_dualopt.backend import Array
 from keras_dualopt.plots.canvas import (
     COLOUR_MAP,
     COLOURS,
     MARKS,
     finish,
     new_figure,
-    whole_numbers,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_trade_off(
@@ -23,18 +24,15 @@ def draw_trade_off(
     best: int | None,
     labels: tuple[str, str],
     path: str | os.PathLike[str] | None = None,
-) -> Any:
+) -> "Figure":
     """Draw one point an epoch: the new task across, the old one up.
 
-    Args:
-        new: The new task's metric after each epoch.
-        kept: The old task's.
-        before: The old task's before training.
-        best: The position of the best epoch, to be ringed.
-        labels: What the two metrics are called.
-        path: Where to save the picture. Default: nowhere.
+    `new` and `kept` are the metrics after each epoch, called as `labels` says;
+    `before` is the old task's before training, `best` the epoch to be ringed.
     """
     figure, axes = new_figure(6.4, 4.4)
+    from matplotlib.ticker import MaxNLocator
+
     axes.axhline(
         before, color="0.4", linestyle="--", label="old task before training"
     )
@@ -79,7 +77,7 @@ def draw_trade_off(
         ax=axes,
         label="epoch",
         pad=0.01,
-        ticks=whole_numbers(),
+        ticks=MaxNLocator(integer=True),
     )
     axes.set_xlabel(f"new task: {labels[0]}")
     axes.set_ylabel(f"old task: {labels[1]}")
@@ -90,19 +88,12 @@ def draw_trade_off(
 
 
 def draw_review(
-    alphas: npt.NDArray[Any],
-    metrics: Mapping[str, Any],
-    chosen: float | None = None,
-    path: str | os.PathLike[str] | None = None,
-) -> Any:
-    """Draw metrics over α, from the pretrained weights to the fine-tuned.
-
-    Args:
-        alphas: 0 is pretrained, 1 is fine-tuned.
-        metrics: One line each, by name.
-        chosen: An α to be marked.
-        path: Where to save the picture. Default: nowhere.
-    """
+    alphas: Array,
+    metrics: Mapping[str, Array],
+    chosen: float | None,
+    path: str | os.PathLike[str] | None,
+) -> "Figure":
+    """Draw metrics over α, by name; mark the α that was chosen."""
     figure, axes = new_figure(6.4, 4.0)
     for number, (name, values) in enumerate(metrics.items()):
         axes.plot(

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from keras_dualopt.backend import Array
 from keras_dualopt.plots.canvas import (
     COLOUR_MAP,
     COLOURS,
@@ -14,6 +15,14 @@ from keras_dualopt.plots.canvas import (
     finish,
     new_figure,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.figure import Figure
+
+# Of higher up: `callbacks.DriftRecord`.
+Record: TypeAlias = Any
 
 _ROW, _PANEL = 0.17, 1.9  # Heights in inches.
 
@@ -27,15 +36,9 @@ _QUANTITIES = {
 
 
 def draw_drift(
-    record: Any, quantity: str, path: str | os.PathLike[str] | None = None
-) -> Any:
-    """Draw a heat map of depth over time, with the totals beside it.
-
-    Args:
-        record: A `DriftRecord` with at least one sample.
-        quantity: What the colours show; as in `DriftRecord.matrix`.
-        path: Where to save the picture. Default: nowhere.
-    """
+    record: Record, quantity: str, path: str | os.PathLike[str] | None
+) -> "Figure":
+    """Draw a heat map of a quantity over time, with the totals beside it."""
     panels = ["drift", "pull_share", "update_ratio"]
     if np.isfinite(record.totals["reach_used"]).any():
         panels.append("reach_used")
@@ -71,7 +74,7 @@ def draw_drift(
     return finish(figure, path)
 
 
-def _labels(record: Any) -> list[str]:
+def _labels(record: Record) -> list[str]:
     """Return each row's layer, less the folders that all share, and depth."""
     parts = [name.split("/") for name in record.layers]
     while min(map(len, parts)) > 1 and len({p[0] for p in parts}) == 1:
@@ -82,7 +85,7 @@ def _labels(record: Any) -> list[str]:
     ]
 
 
-def _draw_total(axes: Any, record: Any, key: str) -> None:
+def _draw_total(axes: "Axes", record: Record, key: str) -> None:
     steps, totals = record.steps, record.totals
     labels = {key: "all"}
     if key == "drift":
@@ -115,8 +118,12 @@ def _draw_total(axes: Any, record: Any, key: str) -> None:
 
 
 def _draw_map(
-    figure: Any, axes: Any, record: Any, quantity: str, labels: Sequence[str]
-) -> Any:
+    figure: "Figure",
+    axes: "Axes",
+    record: Record,
+    quantity: str,
+    labels: Sequence[str],
+) -> "Colorbar":
     """Draw the map and return its colour bar."""
     count = len(record.layers)
     matrix = np.ma.masked_invalid(record.matrix(quantity))
@@ -138,7 +145,7 @@ def _draw_map(
     return figure.colorbar(image, ax=axes, pad=0.01, extend=extend)
 
 
-def _highest(values: Any) -> tuple[float | None, bool]:
+def _highest(values: Array) -> tuple[float | None, bool]:
     """Return the top of the colours, and whether a few values lie above.
 
     A layer that starts near 0, as a position embedding may, drifts by far more
@@ -152,9 +159,9 @@ def _highest(values: Any) -> tuple[float | None, bool]:
     return highest or 1.0, False
 
 
-def _edges(steps: Any) -> Any:
+def _edges(steps: Array) -> Array:
     """Return the borders of the columns: halfway between the samples."""
-    steps = np.asarray(steps, dtype="float64")
+    steps = steps.astype("float64")
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middle = (steps[1:] + steps[:-1]) / 2.0

@@ -1,8 +1,9 @@
 """How strongly each depth is pulled."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 
 from keras_dualopt.optimizer import DualOpt
@@ -11,10 +12,14 @@ from keras_dualopt.plots.canvas import COLOURS, MARKS, finish, new_figure
 from keras_dualopt.settings import Settings
 from keras_dualopt.wrapping import unwrapped
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def plot_strength(
-    *optimizers: Any, path: str | os.PathLike[str] | None = None
-) -> Any:
+    *optimizers: keras.optimizers.Optimizer,
+    path: str | os.PathLike[str] | None = None,
+) -> "Figure":
     """Draw how strongly each depth is pulled, before any training.
 
     Shows what `rollback`, `rollback_min` and `power` do (fine-tune mode), or
@@ -39,7 +44,14 @@ def plot_strength(
     >>> mild, steep = (DualOpt(1e-3, power=power) for power in (1.0, 4.0))
     >>> plot_strength(mild, steep, path="strength.png")  # doctest: +SKIP
     """
-    found = [_checked(optimizer) for optimizer in optimizers]
+    found: list[DualOpt] = []
+    for optimizer in map(unwrapped, optimizers):
+        if not isinstance(optimizer, DualOpt):
+            raise TypeError(
+                "`plot_strength` takes DualOpts. Received: "
+                f"{type(optimizer).__name__} {optimizer!r}."
+            )
+        found.append(optimizer)
     kinds = {optimizer.settings.level_names[0] for optimizer in found}
     if len(kinds) != 1:
         raise ValueError(
@@ -76,16 +88,6 @@ _UNITS = {
     "weight_decay": "weight decay (AdamW's units):\n"
     "share of θ removed per step / η_t",
 }
-
-
-def _checked(optimizer: Any) -> DualOpt:
-    found = unwrapped(optimizer)
-    if not isinstance(found, DualOpt):
-        raise TypeError(
-            "`plot_strength` takes DualOpts. Received: "
-            f"{type(optimizer).__name__} {optimizer!r}."
-        )
-    return found
 
 
 def _layers_of(optimizer: DualOpt) -> tuple[list[float], list[float]]:

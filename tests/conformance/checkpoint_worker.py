@@ -15,22 +15,16 @@ import keras
 import networks
 from cases import BACKEND
 
-from keras_dualopt import DualOpt
-
 DATA = Path(__file__).parent.parent / "data"
 BACKENDS = ("jax", "tensorflow", "torch")
 STOP, STEPS = 4, 9
 
 CASES = {
-    "adam": lambda: DualOpt(
-        networks.RATE,
-        gradient_accumulation_steps=3,
-        use_ema=True,
-        ema_momentum=0.8,
-        **networks.FINETUNE,
+    "adam": lambda: networks.dual_opt(
+        gradient_accumulation_steps=3, use_ema=True, ema_momentum=0.8
     ),
-    "nadam": lambda: DualOpt(
-        0.03, base=keras.optimizers.Nadam(beta_1=0.8), **networks.FINETUNE
+    "nadam": lambda: networks.dual_opt(
+        0.03, base=keras.optimizers.Nadam(beta_1=0.8)
     ),
 }
 

@@ -83,7 +83,7 @@ def refusals():
     for name, shard in SHARDED.items():
         model = networks.network()
         shard(model)
-        optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
+        optimizer = networks.dual_opt()
         try:
             optimizer.build(model.trainable_variables)
         except ValueError as error:

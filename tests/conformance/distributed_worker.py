@@ -196,19 +196,6 @@ def address():
         return f"localhost:{one.getsockname()[1]}"
 
 
-def epochs(model, count, backup):
-    x, y = networks.data()
-    model.fit(
-        x,
-        y,
-        batch_size=networks.BATCH,
-        epochs=count,
-        shuffle=False,
-        verbose=0,
-        callbacks=[backup],
-    )
-
-
 def train(row, pretrained):
     count = devices_of(row)
     scope = contextlib.nullcontext
@@ -234,10 +221,10 @@ def train(row, pretrained):
     stage = []
     if row == "resumed":
         path = Path(pretrained).with_name("run.weights.h5")
-        epochs(model, EPOCHS - 1, AtomicBackup(path, keep=True))
+        networks.epochs(model, EPOCHS - 1, [AtomicBackup(path, keep=True)])
         with scope():
             model = compiled(row)
-        epochs(model, EPOCHS, AtomicBackup(path))
+        networks.epochs(model, EPOCHS, [AtomicBackup(path)])
     else:
         stage = fit(row, model)
     found = {f"stage.{index}": value for index, value in enumerate(stage)}

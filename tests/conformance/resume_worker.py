@@ -19,28 +19,25 @@ schedules = keras.optimizers.schedules
 
 def lowered():
     """Its learning rate is lowered, its reference learning rate is not."""
-    return DualOpt(networks.RATE, **networks.FINETUNE)
+    return networks.dual_opt()
 
 
 def accumulating():
-    return DualOpt(
-        networks.RATE,
+    return networks.dual_opt(
         base="sgd",
         gradient_accumulation_steps=3,
         use_ema=True,
         ema_momentum=0.8,
         ema_overwrite_frequency=2,
-        **networks.FINETUNE,
     )
 
 
 def wrapped():
     """Nadam keeps a product that belongs to no weight."""
-    return DualOpt(
+    return networks.dual_opt(
         schedules.CosineDecay(0.0, 9, warmup_target=0.03, warmup_steps=3),
         base=keras.optimizers.Nadam(beta_1=0.8),
         clipnorm=0.3,
-        **networks.FINETUNE,
     )
 
 

@@ -9,16 +9,13 @@ import keras
 import networks
 import pytest
 from cases import BACKEND
+from networks import dual_opt
 
 from keras_dualopt import DualOpt
 
 STEPS = 6
 PRETRAINED = networks.weights()
 OTHER = networks.weights(seed=99)
-
-
-def make():
-    return DualOpt(networks.RATE, **networks.FINETUNE)
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +27,18 @@ def pretrained(tmp_path_factory):
 
 
 def compile_fit(file, path):
-    return networks.compiled(make(), PRETRAINED)
+    return networks.compiled()
 
 
 def compile_load_fit(file, path):
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     assert not model.optimizer.built
     model.load_weights(file)
     return model
 
 
 def build_load_fit(file, path):
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     model.optimizer.build(model.trainable_variables)
     model.load_weights(file)
     return model
@@ -49,7 +46,7 @@ def build_load_fit(file, path):
 
 def build_in_another_function_fit(file, path):
     """Nothing of the model is on the stack when the weights arrive."""
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     model.optimizer.build(model.trainable_variables)
     for variable, value in zip(
         model.trainable_variables, PRETRAINED, strict=True
@@ -61,18 +58,18 @@ def build_in_another_function_fit(file, path):
 def load_compile_fit(file, path):
     model = networks.network(OTHER)
     model.load_weights(file)
-    model.compile(make(), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, dual_opt())
     return model
 
 
 def saved_before_fit(file, path):
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     model.save(path / "model.keras")
     return keras.saving.load_model(path / "model.keras")
 
 
 def saved_built_before_fit(file, path):
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     model.optimizer.build(model.trainable_variables)
     model.save(path / "model.keras")
     model = keras.saving.load_model(path / "model.keras")
@@ -82,13 +79,13 @@ def saved_built_before_fit(file, path):
 
 def cloned(file, path):
     model = keras.models.clone_model(networks.network(OTHER))
-    model.compile(make(), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, dual_opt())
     model.load_weights(file)
     return model
 
 
 def evaluated_before(file, path):
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     model.optimizer.build(model.trainable_variables)
     x, y = networks.data()
     model.evaluate(x, y, verbose=0)
@@ -100,14 +97,14 @@ def evaluated_before(file, path):
 
 def bound_by_hand(file, path):
     model = networks.network(OTHER)
-    model.compile(make().bind(model), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, dual_opt().bind(model))
     model.load_weights(file)
     return model
 
 
 def eager(file, path):
     model = networks.network(OTHER)
-    model.compile(make(), "mse", run_eagerly=True)
+    model.compile(dual_opt(), "mse", run_eagerly=True)
     model.load_weights(file)
     return model
 
@@ -115,7 +112,7 @@ def eager(file, path):
 def steps_per_execution(file, path):
     if BACKEND == "torch":
         pytest.skip("Keras refuses steps_per_execution on torch")
-    model = networks.compiled(make(), OTHER, steps_per_execution=3)
+    model = networks.compiled(dual_opt(), OTHER, steps_per_execution=3)
     model.load_weights(file)
     return model
 
@@ -145,7 +142,7 @@ def test_anchors_are_the_weights_of_the_first_step(row, pretrained, tmp_path):
 
 
 def test_anchors_are_those_of_the_first_batch_when_trained_by_batches():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     x, y = networks.data(1)
     for _ in range(3):
         model.train_on_batch(x, y)
@@ -153,7 +150,7 @@ def test_anchors_are_those_of_the_first_batch_when_trained_by_batches():
 
 
 def test_anchors_show_the_present_weights_until_the_first_step(pretrained):
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     model.optimizer.build(model.trainable_variables)
     networks.assert_anchored_at(model.optimizer, OTHER)
     model.load_weights(pretrained)
@@ -162,12 +159,12 @@ def test_anchors_show_the_present_weights_until_the_first_step(pretrained):
 
 def test_anchors_before_build_are_an_error():
     with pytest.raises(ValueError, match=r"has not seen its variables"):
-        _ = make().anchors
+        _ = dual_opt().anchors
 
 
 def test_anchors_are_not_taken_again():
     """Neither a counter set to 0 nor weights that are loaded move θ₀."""
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 2)
     model.optimizer.iterations.assign(0)
     model.set_weights(OTHER)
@@ -178,7 +175,7 @@ def test_anchors_are_not_taken_again():
 
 def test_anchors_stay_when_other_weights_are_loaded(pretrained):
     """θ₀ stays as it is, and a warning names the way to move it."""
-    model = networks.compiled(make(), OTHER)
+    model = networks.compiled(dual_opt(), OTHER)
     networks.fit(model, 1)
     with pytest.warns(UserWarning, match=r"anchor_at\(\)"):
         model.load_weights(pretrained)
@@ -188,9 +185,7 @@ def test_anchors_stay_when_other_weights_are_loaded(pretrained):
 
 def test_anchors_wait_for_the_first_real_update(pretrained):
     """Gradients that are only collected do not move the weights yet."""
-    optimizer = DualOpt(
-        networks.RATE, gradient_accumulation_steps=3, **networks.FINETUNE
-    )
+    optimizer = dual_opt(gradient_accumulation_steps=3)
     model = networks.compiled(optimizer, OTHER)
     networks.fit(model, 2)
     networks.assert_same(networks.arrays(model.trainable_variables), OTHER)

@@ -115,9 +115,7 @@ def test_rebuilt_from_config_it_trains_to_the_same_numbers(arguments):
 
 def test_best_trial_of_a_tuner_goes_on(tmp_path):
     """Rebuilt from config, its weights read before the optimizer is built."""
-    model = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    model = networks.compiled()
     networks.fit(model, 3)
     model.save_weights(tmp_path / "best.weights.h5")
     copy = rebuilt(model)
@@ -142,7 +140,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_setting_is_read_only_after_build(name):
     """JAX and TensorFlow would ignore it silently, torch would not."""
-    optimizer = DualOpt(networks.RATE, **networks.FINETUNE)
+    optimizer = networks.dual_opt()
     model = networks.network(networks.weights())
     optimizer.bind(model).build(model.trainable_variables)
     before = getattr(optimizer, name)

@@ -80,16 +80,10 @@ def assert_arrived(model, single, task):
     wanted, _ = single
     start = networks.arrays(task.make_model().trainable_variables)
     weights = networks.arrays(model.trainable_variables)
-    close(weights, networks.arrays(wanted.trainable_variables))
+    networks.assert_close(weights, networks.arrays(wanted.trainable_variables))
     for value, first in zip(weights, start, strict=True):
         assert np.abs(value - first).max() > 1e-3
     networks.assert_anchored_at(model.optimizer, start)
-
-
-def close(got, wanted, rtol=1e-5, atol=2e-6):
-    assert len(got) == len(wanted) > 0
-    for value, theta in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(value, theta, rtol=rtol, atol=atol)
 
 
 def assert_file_arrived(path, single, task):
@@ -224,7 +218,7 @@ def test_keras_distribution_arrives_where_one_device_does(
     found, _ = sharded
     model, _ = single
     weights = networks.arrays(model.trainable_variables)
-    close(column(found, f"{name}.weight"), weights)
+    networks.assert_close(column(found, f"{name}.weight"), weights)
     start = networks.arrays(task.make_model().trainable_variables)
     networks.assert_same(column(found, f"{name}.anchor"), start[:-2])
 
@@ -263,7 +257,7 @@ def test_review_and_interpolate_under_sharding(sharded):
         ("interpolated", 0.25),
     ):
         weights = column(found, f"tensor, {name}.weight")
-        close(
+        networks.assert_close(
             weights[:-2],
             [
                 origin + alpha * (theta - origin)

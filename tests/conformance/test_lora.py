@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 import reference
 import twins
-from cases import BACKEND
+from networks import dual_opt
 
-from keras_dualopt import DualOpt, bases
+from keras_dualopt import bases
 
 PRETRAINED = networks.weights()
 # Layers with LoRA, (rank, alpha); the others train as usual.
 LORA = {0: (2, 3.0), 2: (1, 1.0)}
 STEPS = 6
-
-
-def make(**arguments):
-    return DualOpt(networks.RATE, **{**networks.FINETUNE, **arguments})
 
 
 def enable(model, loaded=False):
@@ -40,12 +36,12 @@ def enable(model, loaded=False):
 
 def compile_after(loaded):
     model = enable(networks.network(PRETRAINED), loaded)
-    model.compile(make(), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, dual_opt())
     return model
 
 
 def compile_before(loaded):
-    return enable(networks.compiled(make(), PRETRAINED), loaded)
+    return enable(networks.compiled(), loaded)
 
 
 def owners(model):
@@ -120,7 +116,7 @@ def test_lora_kernel_b_is_pulled_to_zero_and_a_is_not(order, loaded):
 
 
 def test_lora_changes_no_depth():
-    plain = networks.compiled(make(), PRETRAINED)
+    plain = networks.compiled()
     plain.optimizer.build(plain.trainable_variables)
     lora = compile_after(False)
     lora.optimizer.build(lora.trainable_variables)
@@ -136,12 +132,12 @@ def test_lora_changes_no_depth():
 
 
 def test_lora_enabled_after_training_is_an_error_with_the_way_out():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 1)
     trained = enable(model).weights
     before = networks.arrays(trained)
     # Keras asks for a new `compile`; here with the optimizer of before.
-    model.compile(model.optimizer, "mse")
+    networks.compile(model, model.optimizer)
     with pytest.raises(ValueError, match=r"LoRA.*new.anchor_at\(old\)"):
         networks.fit(model, 1)
     networks.assert_same(networks.arrays(trained), before)
@@ -165,7 +161,7 @@ def compiled_anew(quantized, optimizer):
     model, start = quantized
     for weight, value in zip(model.weights, start, strict=True):
         weight.assign(value)
-    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, optimizer)
     return model
 
 
@@ -179,7 +175,7 @@ def test_lora_over_int8_is_pulled_to_zero(base, quantized):
             keras.optimizers.Lion(networks.RATE) for _ in range(2)
         )
     x, y = networks.data(1)
-    optimizer = make(base=wrapped)
+    optimizer = dual_opt(base=wrapped)
     model = compiled_anew(quantized, optimizer)
     for _ in range(4):
         model.train_on_batch(x, y)
@@ -217,8 +213,8 @@ def test_lora_of_an_embedding_is_pulled_to_zero():
     model.layers[0].enable_lora(2)
     model.layers[0].lora_embeddings_b.assign(np.ones((2, 4)))
     # ρ = 1: b is 0 after every step, whatever its gradient.
-    optimizer = make(rollback=1.0)
-    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    optimizer = dual_opt(rollback=1.0)
+    networks.compile(model, optimizer)
     a = networks.arrays([model.layers[0].lora_embeddings_a])[0]
     x = np.arange(12).reshape(4, 3) % 7
     model.fit(x, np.ones((4, 2)), verbose=0)

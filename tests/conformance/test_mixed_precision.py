@@ -5,7 +5,6 @@ import networks
 import numpy as np
 import pytest
 import twins
-from cases import BACKEND
 
 from keras_dualopt import DualOpt, bases
 
@@ -24,7 +23,7 @@ def scaled(optimizer):
 def optimizers(base):
     """Return a DualOpt and the unwrapped base."""
     name, make = BASES[base]
-    dual = DualOpt(networks.RATE, base=name or make(), **networks.FINETUNE)
+    dual = networks.dual_opt(base=name or make())
     return dual, make()
 
 
@@ -104,7 +103,7 @@ def test_compile_wraps_for_loss_scaling_by_itself():
         [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)],
     )
     model.dtype_policy = keras.DTypePolicy("mixed_float16")
-    model.compile(DualOpt(0.01), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, DualOpt(0.01))
     start = networks.arrays(model.trainable_variables)
     networks.fit(model, 2)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)

@@ -211,9 +211,7 @@ def test_weights_that_are_bad_at_the_first_step_are_refused(row):
 
 def small(value=None):
     """Return a compiled model of two layers, one weight of it replaced."""
-    model = networks.compiled(
-        DualOpt(networks.RATE, **networks.FINETUNE), networks.weights()
-    )
+    model = networks.compiled()
     if value is not None:
         kernel = model.trainable_variables[2]
         kernel.assign(keras.ops.full(kernel.shape, value))
@@ -293,10 +291,8 @@ def test_a_ruined_run_goes_back_to_its_anchors(ending, tmp_path):
     model.set_weights(
         networks.arrays(model.trainable_variables)[:-2] + start[-2:]
     )
-    again = DualOpt(networks.RATE, **networks.FINETUNE)
-    model.compile(
-        again.anchor_at(model.optimizer), "mse", jit_compile=BACKEND == "jax"
-    )
+    again = networks.dual_opt()
+    networks.compile(model, again.anchor_at(model.optimizer))
     networks.fit(model, 2)
     networks.assert_anchored_at(again, start)
     networks.assert_close(model, networks.expected(2)[-1])
@@ -306,7 +302,7 @@ def test_a_ruined_run_goes_back_to_its_anchors(ending, tmp_path):
 @pytest.mark.parametrize("taken", [False, True])
 def test_a_step_that_loss_scaling_skips_changes_nothing(taken, bad):
     model = networks.network(networks.weights())
-    inner = DualOpt(networks.RATE, **networks.FINETUNE).bind(model)
+    inner = networks.dual_opt().bind(model)
     optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
     variables = model.trainable_variables
     optimizer.build(variables)

@@ -52,17 +52,7 @@ EPOCHS = 4
 
 
 def epochs(model, callbacks=(), first=0):
-    x, y = networks.data(2)
-    model.fit(
-        x,
-        y,
-        batch_size=networks.BATCH,
-        shuffle=False,
-        verbose=0,
-        epochs=EPOCHS,
-        initial_epoch=first,
-        callbacks=[*callbacks],
-    )
+    networks.epochs(model, EPOCHS, callbacks, first, batches=2)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def test_constraints_run_after_the_pull_and_may_undo_it():
     model = networks.network(networks.weights())
     kernel = model.layers[1].kernel
     kernel.constraint = keras.constraints.MinMaxNorm(0.2, 0.9, rate=0.8)
-    model.compile(DualOpt(networks.RATE, **networks.FINETUNE), "mse", **JIT)
+    model.compile(networks.dual_opt(), "mse", **JIT)
     networks.fit(model, 5)
 
     weights = [

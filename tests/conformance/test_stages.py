@@ -7,16 +7,12 @@ import networks
 import numpy as np
 import pytest
 import reference
-from cases import BACKEND
+from networks import dual_opt
 
 from keras_dualopt import DualOpt, save_without_anchors
 
 PRETRAINED = networks.weights()
 OTHER = networks.weights(seed=99)
-
-
-def make(**arguments):
-    return DualOpt(networks.RATE, **networks.FINETUNE, **arguments)
 
 
 def reanchored(first, then, anchor_of=None):
@@ -50,7 +46,7 @@ def sources(tmp_path_factory):
     path = tmp_path_factory.mktemp("sources") / "other.weights.h5"
     model = networks.network(OTHER)
     model.save_weights(path)
-    optimizer = make()
+    optimizer = dual_opt()
     copy = networks.compiled(optimizer, OTHER)
     optimizer.build(copy.trainable_variables)
     return {
@@ -67,7 +63,7 @@ SOURCES = ("model", "weights file", "weights file as text", "optimizer")
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_anchor_at_a_source_after_training(source, sources):
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 3)
     before = networks.arrays(model.variables)
     assert model.optimizer.anchor_at(sources[source]) is model.optimizer
@@ -79,7 +75,7 @@ def test_anchor_at_a_source_after_training(source, sources):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_anchor_at_a_source_before_build(source, sources):
-    model = networks.compiled(make().anchor_at(sources[source]), PRETRAINED)
+    model = networks.compiled(dual_opt().anchor_at(sources[source]), PRETRAINED)
     assert not model.optimizer.built
     networks.fit(model, 3)
     networks.assert_anchored_at(model.optimizer, OTHER)
@@ -88,7 +84,7 @@ def test_anchor_at_a_source_before_build(source, sources):
 
 def test_anchor_at_the_present_weights_begins_a_new_stage():
     """Continual learning: learn A, anchor, learn B without forgetting A."""
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 3)
     learned = networks.arrays(model.trainable_variables)
     model.optimizer.anchor_at()
@@ -103,14 +99,14 @@ def test_anchor_at_the_present_weights_in_the_middle_of_fit():
             if batch == 3:
                 self.model.optimizer.anchor_at()
 
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 6, callbacks=[Anchor()])
     networks.assert_close(model, reanchored(3, 3))
 
 
 def test_anchor_at_before_build_is_that_of_the_first_step():
     """Asked for early, the present weights are still those of then."""
-    model = networks.compiled(make().anchor_at(), OTHER)
+    model = networks.compiled(dual_opt().anchor_at(), OTHER)
     model.set_weights(PRETRAINED)
     networks.fit(model, 2)
     networks.assert_anchored_at(model.optimizer, PRETRAINED)
@@ -130,7 +126,7 @@ def wider():
 
 def another_optimizer():
     model = wider()
-    optimizer = make()
+    optimizer = dual_opt()
     optimizer.bind(model).build(model.trainable_variables)
     optimizer.model = model  # Keeps it alive.
     return optimizer
@@ -144,20 +140,24 @@ REFUSED = {
         ValueError,
         "belongs to another model|shares no weight",
     ),
-    "an unbuilt optimizer": (make, ValueError, "has not seen its variables"),
+    "an unbuilt optimizer": (
+        dual_opt,
+        ValueError,
+        "has not seen its variables",
+    ),
     "a scratch optimizer": (
         lambda: DualOpt(0.1, **networks.SCRATCH),
         ValueError,
         "scratch mode",
     ),
-    "a number": (lambda: 3, TypeError, "Expected: None, a model"),
+    "a number": (lambda: 3, TypeError, "`source` must be None, a model"),
     "no file": (lambda: "no.weights.h5", OSError, "no.weights.h5"),
 }
 
 
 @pytest.fixture(scope="module")
 def once_trained():
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 1)
     return model
 
@@ -185,7 +185,7 @@ def test_dropped_anchors_are_gone_from_file_and_memory(ending, tmp_path):
     # Wide, so that θ₀ is most of the file.
     layers = [keras.layers.Dense(60) for _ in range(4)]
     model = keras.Sequential([keras.Input((60,)), *layers])
-    model.compile(make(base="sgd"), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, dual_opt(base="sgd"))
     x, y = np.ones((8, 60), "float32"), np.zeros((8, 60), "float32")
     model.fit(x, y, verbose=0)
     save = model.save if ending == "keras" else model.save_weights
@@ -208,7 +208,7 @@ def test_dropped_anchors_are_gone_from_file_and_memory(ending, tmp_path):
         loaded = keras.saving.load_model(tmp_path / "without.keras")
     else:
         loaded = keras.models.clone_model(model)
-        loaded.compile(make(base="sgd"), "mse", jit_compile=BACKEND == "jax")
+        networks.compile(loaded, dual_opt(base="sgd"))
         loaded.load_weights(tmp_path / "without.weights.h5")
     assert loaded.evaluate(x, y, verbose=0) == result
     before = networks.arrays(loaded.variables)
@@ -227,7 +227,7 @@ def test_dropped_anchors_are_gone_from_file_and_memory(ending, tmp_path):
 
 
 def test_state_with_anchors_is_read_into_an_optimizer_without(tmp_path):
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 2)
     model.save_weights(tmp_path / "x.weights.h5")
     model.optimizer.drop_anchors()
@@ -246,7 +246,7 @@ def trained_upper(steps=3):
     """Return a model of which only the upper half was trained."""
     model = networks.network(PRETRAINED)
     freeze(model, [True, True, False, False])
-    model.compile(make(), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, dual_opt())
     networks.fit(model, steps)
     return model
 
@@ -282,9 +282,9 @@ def test_frozen_layers_have_no_anchor_and_count_as_layers():
 def test_unfrozen_layers_join_and_the_anchors_are_carried_over(before_build):
     """Freeze → fit → unfreeze → compile again: θ₀ is still the pretrained."""
     model = trained_upper()
-    old, new = model.optimizer, make()
+    old, new = model.optimizer, dual_opt()
     freeze(model, [False] * 4)
-    model.compile(new, "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, new)
     if not before_build:
         new.build(model.trainable_variables)
     new.anchor_at(old)
@@ -301,7 +301,7 @@ def test_anchors_are_carried_over_to_a_copy_of_the_model(tmp_path):
     """Not the same variables, but the same places."""
     model = trained_upper()
     copy = networks.network(networks.arrays(model.weights))
-    copy.compile(make().anchor_at(model.optimizer), "mse")
+    networks.compile(copy, dual_opt().anchor_at(model.optimizer))
     copy.optimizer.build(copy.trainable_variables)
     networks.assert_anchored_at(copy.optimizer, PRETRAINED)
 
@@ -310,7 +310,7 @@ def test_anchors_are_carried_over_to_a_copy_of_the_model(tmp_path):
 def test_changed_list_of_variables_is_an_error_with_the_way_out(change):
     model = networks.network(PRETRAINED)
     freeze(model, [change == "unfrozen", False, False, False])
-    model.compile(make(), "mse")
+    networks.compile(model, dual_opt())
     model.optimizer.build(model.trainable_variables)
     freeze(model, [change == "frozen", False, False, False])
     with pytest.raises(
@@ -323,15 +323,15 @@ def test_changed_list_of_variables_is_an_error_with_the_way_out(change):
 def stage(model, frozen, start, optimizer=None):
     """Freeze, compile with a new optimizer that takes over, and train."""
     if optimizer is None:
-        optimizer = make().anchor_at(model.optimizer)
+        optimizer = dual_opt().anchor_at(model.optimizer)
     freeze(model, frozen)
-    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, optimizer)
     networks.fit(model, 2, start=start)
 
 
 def drifted(frozen):
     """Return a model trained whole, and then with layers frozen."""
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 2)
     stage(model, frozen, 2)
     for value, start in zip(
@@ -373,7 +373,7 @@ def test_anchors_outlive_stages_in_which_their_weights_are_frozen(frozen):
 def test_anchors_outlive_being_frozen_inside_of_a_loss_scale():
     def scaled(model):
         return keras.optimizers.LossScaleOptimizer(
-            make().anchor_at(model.optimizer)
+            dual_opt().anchor_at(model.optimizer)
         )
 
     model = drifted(BASE)
@@ -384,7 +384,7 @@ def test_anchors_outlive_being_frozen_inside_of_a_loss_scale():
 
 def test_stages_that_share_no_weight_but_the_model_keep_their_anchors():
     model = networks.network(PRETRAINED)
-    stage(model, [False, False, True, True], 0, make())
+    stage(model, [False, False, True, True], 0, dual_opt())
     stage(model, [True, True, False, False], 2)
     stage(model, [False] * 4, 4)
     networks.assert_anchored_at(model.optimizer, PRETRAINED)
@@ -402,7 +402,7 @@ def test_anchors_of_frozen_weights_are_saved(ending, tmp_path):
         model.save_weights(path)
         loaded = networks.network(OTHER)
         freeze(loaded, BASE)
-        loaded.compile(make(), "mse", jit_compile=BACKEND == "jax")
+        networks.compile(loaded, dual_opt())
         loaded.load_weights(path)
         # Kept until there are variables, and written as they were read.
         again = tmp_path / "again.weights.h5"
@@ -442,7 +442,7 @@ def test_new_anchors_forget_those_of_frozen_weights(way, sources):
     frozen = [True, True, False, False]
     model = drifted(frozen)
     FORGETTING[way](model.optimizer, sources)
-    new = make().anchor_at(model.optimizer)
+    new = dual_opt().anchor_at(model.optimizer)
     freeze(model, [False] * 4)
     present = networks.arrays(model.weights)
     new.bind(model).build(model.trainable_variables)
@@ -451,7 +451,7 @@ def test_new_anchors_forget_those_of_frozen_weights(way, sources):
 
 def test_the_present_weights_asked_for_before_build_forget_a_source(sources):
     model = networks.network(PRETRAINED)
-    optimizer = make().anchor_at(sources["optimizer"]).anchor_at()
+    optimizer = dual_opt().anchor_at(sources["optimizer"]).anchor_at()
     optimizer.bind(model).build(model.trainable_variables)
     networks.assert_anchored_at(optimizer, PRETRAINED)
 
@@ -461,7 +461,7 @@ def test_an_anchor_of_a_frozen_weight_of_another_shape_is_refused():
     widths = (6, 4, 4, 2)
     layers = [keras.layers.Dense(width) for width in widths]
     other = keras.Sequential([keras.Input((3,)), *layers])
-    optimizer = make().bind(other)
+    optimizer = dual_opt().bind(other)
     optimizer.build(other.trainable_variables)
     with pytest.raises(ValueError, match=r"shape \(3, 6\).*\(3, 5\)"):
         optimizer.anchor_at(model.optimizer)
@@ -474,12 +474,12 @@ def test_places_in_a_part_are_not_those_of_the_whole():
         return keras.layers.Dense(3, name=name)
 
     part = keras.Sequential([keras.Input((3,)), square("a"), square("b")])
-    old = make(depth={".*": 0.3}).bind(part)
+    old = dual_opt(depth={".*": 0.3}).bind(part)
     old.build(part.trainable_variables)
     old.anchor_at()
     whole = keras.Sequential([keras.Input((3,)), square("new"), part])
     part.layers[0].trainable = False
-    new = make(depth={".*": 0.3}).bind(whole)
+    new = dual_opt(depth={".*": 0.3}).bind(whole)
     new.build(whole.trainable_variables)
     new.anchor_at(old)
     assert new.carried == {}
@@ -501,13 +501,13 @@ def test_summary_states_the_bytes_of_anchors_of_frozen_weights():
 
 def test_weights_that_another_optimizer_has_moved_warn():
     """Compiling anew would lose θ₀ without a word."""
-    model = networks.compiled(make(), PRETRAINED)
+    model = networks.compiled()
     networks.fit(model, 1)
     for way in ([], [None], [model.optimizer]):
-        optimizer = make()
+        optimizer = dual_opt()
         for source in way:
             optimizer.anchor_at(source)
-        model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+        networks.compile(model, optimizer)
         with (
             contextlib.nullcontext()
             if way
@@ -516,5 +516,5 @@ def test_weights_that_another_optimizer_has_moved_warn():
             networks.fit(model, 1)
     # Weights that are put back to the start are pretrained ones again.
     model.set_weights(PRETRAINED)
-    model.compile(make(), "mse", jit_compile=BACKEND == "jax")
+    networks.compile(model, dual_opt())
     networks.fit(model, 1)

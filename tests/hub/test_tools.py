@@ -4,6 +4,7 @@ import warnings
 
 import keras
 import keras_hub
+import networks
 import numpy as np
 import pytest
 from keras_hub import models as hub
@@ -66,20 +67,11 @@ def load(path):
         return keras.saving.load_model(path)
 
 
-def arrays(variables):
-    return [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
-
-
-def assert_same(model, weights):
-    for one, other in zip(arrays(model.weights), weights, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 @pytest.fixture(scope="module")
 def pretrained():
     keras.utils.set_random_seed(1)
     model = task()
-    return model, arrays(model.weights)
+    return model, networks.arrays(model.weights)
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +91,11 @@ def test_a_reloaded_task_goes_on_bit_for_bit(tuned, pretrained, tmp_path):
     assert not isinstance(loaded.optimizer, DualOpt)
     restore_optimizer(compiled(loaded), path)
     fit(loaded, epochs=1)
-    wanted = arrays(loaded.weights)
+    wanted = networks.arrays(loaded.weights)
 
-    weights = arrays(model.weights)
+    weights = networks.arrays(model.weights)
     fit(model, epochs=1)
-    assert_same(model, wanted)
+    networks.assert_same(networks.arrays(model.weights), wanted)
     model.set_weights(weights)
 
 
@@ -122,13 +114,13 @@ def test_the_backbone_is_watched_and_the_head_is_not(tuned):
 def test_the_way_back_ends_at_the_pretrained_backbone(tuned, pretrained):
     model, _, _ = tuned
     _, before = pretrained
-    weights = arrays(model.weights)
+    weights = networks.arrays(model.weights)
     for alpha in review(model, 2):
         if alpha == 0.0:
-            ends = arrays(model.weights)
-    assert_same(model, weights)
+            ends = networks.arrays(model.weights)
+    networks.assert_same(networks.arrays(model.weights), weights)
     copy = interpolate(model, 0.0, copy=True)
-    assert_same(copy, ends)
+    networks.assert_same(networks.arrays(copy.weights), ends)
     body = {id(weight) for weight in model.backbone.weights}
     for weight, end, start, now in zip(
         model.weights, ends, before, weights, strict=True
@@ -149,7 +141,9 @@ def test_a_copy_of_a_task_is_a_task_with_its_preprocessor():
     assert type(copy) is hub.ViTImageClassifier
     assert type(copy.preprocessor) is hub.ViTImageClassifierPreprocessor
     assert not copy.compiled
-    assert_same(copy, arrays(model.weights))
+    networks.assert_same(
+        networks.arrays(copy.weights), networks.arrays(model.weights)
+    )
     np.testing.assert_allclose(
         compiled(copy).predict(X, verbose=0),
         model.predict(X, verbose=0),
