@@ -167,7 +167,7 @@ BUILD = [
     row(
         "no model to be found",
         lambda: DualOpt().build(make_variables()),
-        "a Keras model that owns the variables",
+        "The model that owns the variables was not found",
         "6 variables",
         "optimizer.bind(model)",
     ),
@@ -399,7 +399,7 @@ def test_a_model_without_weights_is_refused(action):
         action,
         ValueError,
         (
-            "the trainable variables of a built model",
+            "must be the trainable ones of a built model",
             "none; the model has no weights yet",
             "call it once on a batch (`model(x[:1])`)",
         ),

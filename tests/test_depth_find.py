@@ -213,7 +213,7 @@ def test_bare_variables_are_an_error_that_names_both_ways_out():
 
 def test_a_model_that_owns_only_some_of_them_is_not_taken():
     model, other = networks.nested(), networks.sequential()
-    with pytest.raises(ValueError, match="no such model"):
+    with pytest.raises(ValueError, match="was not found"):
         find_model([*model.trainable_variables, *other.trainable_variables])
 
 

@@ -206,7 +206,7 @@ def test_a_container_in_the_head_means_all_its_layers():
     ],
 )
 def test_a_head_that_names_nothing_is_an_error(selector):
-    with pytest.raises(ValueError, match=r"Expected: `head`.*Received: "):
+    with pytest.raises(ValueError, match="`head` must"):
         layer_depth(networks.functional_norm(), head=selector)
 
 

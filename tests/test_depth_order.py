@@ -396,5 +396,5 @@ def test_models_nested_twice_a_level_cost_no_more_than_their_layers(
     ],
 )
 def test_a_model_that_is_not_built_is_refused(model):
-    with pytest.raises(ValueError, match="Expected: a built Keras model"):
+    with pytest.raises(ValueError, match="must be a built Keras model"):
         layer_depth(model)

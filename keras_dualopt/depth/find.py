@@ -42,19 +42,19 @@ def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
         raise no_weights()
     first = variables[0].path
     raise ValueError(
-        "Expected: a Keras model that owns the variables, in a function that "
-        "is running (`fit`, or a loop that has the model in a local "
+        "The model that owns the variables was not found: it must be in a "
+        "function that is running (`fit`, or a loop that has it in a local "
         f"variable). Received: {len(variables)} variables, the first of which "
-        f"is {first!r}, and no such model. Call `optimizer.bind(model)` "
-        "first, or give the optimizer `depth=`."
+        f"is {first!r}. Call `optimizer.bind(model)` first, or give the "
+        "optimizer `depth=`."
     )
 
 
 def no_weights() -> ValueError:
     """Return the error for an empty list that no frozen model explains."""
     return ValueError(
-        "Expected: the trainable variables of a built model. Received: none; "
-        "the model has no weights yet: call it once on a batch "
+        "The variables must be the trainable ones of a built model. Received: "
+        "none; the model has no weights yet: call it once on a batch "
         "(`model(x[:1])`) first. If all of its weights are frozen, name it: "
         "`optimizer.bind(model)`."
     )
@@ -137,9 +137,9 @@ def _the_one(
         return found[0]
     names = ", ".join(repr(model.name) for model in found)
     raise ValueError(
-        "Expected: one model on the call stack that owns the variables. "
-        f"Received: {len(found)} in the same function ({names}), in which they "
-        "lie at different depths. Say which: `optimizer.bind(model)`."
+        "One model of the function that is running must own the variables. "
+        f"Received: {len(found)} ({names}), in which they lie at different "
+        "depths. Say which: `optimizer.bind(model)`."
     )
 
 

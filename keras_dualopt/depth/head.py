@@ -58,7 +58,7 @@ def select_head(structure: Structure, head: Selector) -> Head:
         matches = [*_matches(structure, selector)]
         if not matches:
             raise ValueError(
-                "Expected: `head` to name layers, variables or patterns "
+                "`head` must name layers, variables or patterns "
                 "(regular expressions that match the whole path of a weight "
                 "or a layer, or a layer's name) of "
                 f"{structure.model.name!r}. Received: {_shown(selector)}, "
@@ -100,7 +100,7 @@ def _matches(structure: Structure, selector: Selector) -> Iterable[Weight]:
         inside = {id(weight) for weight in selector.weights}
         return [w for w in structure.weights if id(w.variable) in inside]
     raise ValueError(
-        "Expected: `head` to be None (find it), () (there is none), or layers, "
+        "`head` must be None (find it), () (there is none), or layers, "
         f"variables and patterns. Received: {_shown(selector)}."
     )
 
@@ -124,7 +124,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            "Expected: `head` patterns to be regular expressions. Received: "
+            "The patterns of `head` must be regular expressions. Received: "
             f"{pattern!r} ({error}). `re.escape` quotes a path."
         ) from error
 

@@ -35,7 +35,7 @@ def layer_depth(model: keras.Model, head: Any = None) -> LayerDepth:
         model.built and model.weights
     ):
         raise ValueError(
-            "Expected: a built Keras model with weights. Received: "
+            "`model` must be a built Keras model with weights. Received: "
             f"{_described(model)}. Call it on data or `build` it first."
         )
     structure = Structure(model)

@@ -91,9 +91,9 @@ class LayerDepth:
         """
         if model is None:
             raise ValueError(
-                "Expected: the model whose variables are given, to know them "
-                "by their place in it. Received: None. `bind(model)` gives it "
-                "to the optimizer."
+                "`model` must own the variables, which are known by their "
+                "place in it. Received: None. `bind(model)` gives it to the "
+                "optimizer."
             )
         structure = Structure(model)
         by_key = {row.key: row for row in self._rows}
@@ -132,16 +132,17 @@ class LayerDepth:
                     else f"{name!r}, which has none there"
                 )
                 raise ValueError(
-                    f"Expected: a weight like {row.path!r} of shape "
-                    f"{row.shape} in layer {row.layer!r} (place {row.key!r}). "
-                    f"Received: {found}. {_WAY_OUT}"
+                    f"The depths do not fit the model: it must have a weight "
+                    f"like {row.path!r} of shape {row.shape} in layer "
+                    f"{row.layer!r} (place {row.key!r}). Received: {found}. "
+                    f"{_WAY_OUT}"
                 )
         for key, weight in present.items():
             if _layer_key(key) not in by_layer:
                 raise ValueError(
-                    f"Expected: no layer with weights at {_layer_key(key)!r}. "
-                    f"Received: {weight.variable.path!r} of {name!r}, which "
-                    f"the depths do not know. {_WAY_OUT}"
+                    f"The depths do not fit the model: they know no layer at "
+                    f"{_layer_key(key)!r}. Received: {weight.variable.path!r} "
+                    f"of {name!r}. {_WAY_OUT}"
                 )
 
     def get_config(self) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _weight_of(structure: Structure, variable: keras.Variable) -> Weight:
     weight = structure.by_variable.get(id(variable))
     if weight is None:
         raise ValueError(
-            f"Expected: weights of the model {structure.model.name!r}. "
+            f"The variables must be weights of {structure.model.name!r}. "
             f"Received: {variable.path!r} of shape {tuple(variable.shape)}, "
             "which is not one of them. Make a new optimizer for another model."
         )
