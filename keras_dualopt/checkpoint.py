@@ -261,6 +261,7 @@ def write(
             }
             for row in table.rows
         ],
+        "scalars": list(table.scalars),
         "slots": {
             name: [index for index, v in enumerate(column) if v is not None]
             for name, column in slots.items()
