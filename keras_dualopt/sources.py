@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import keras
 import numpy as np
 
-from keras_dualopt.backend import Array
+from keras_dualopt.backend import Array, engine
 from keras_dualopt.depth import place_keys
 from keras_dualopt.depth.keras_hooks import nested_models
 from keras_dualopt.plan import Row
@@ -30,7 +30,7 @@ def numpy_value(value: keras.Variable | Array) -> Array:
     """
     if isinstance(value, np.ndarray):
         return value
-    return np.array(keras.ops.convert_to_numpy(value.value))
+    return np.array(keras.ops.convert_to_numpy(engine.unwatched(value)))
 
 
 class Earlier(NamedTuple):

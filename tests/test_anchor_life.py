@@ -336,3 +336,26 @@ def test_a_stateless_step_leaves_its_input_alone():
         assert int(new[flag]) == 1
         for before, after in zip(start, state, strict=True):
             assert bool((before == after).all())
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="only `tf.function` notes what it reads"
+)
+def test_a_step_does_not_depend_on_the_optimizer_whose_anchors_it_took():
+    import tensorflow as tf
+
+    from keras_dualopt.sources import numpy_value
+
+    gone = [keras.Variable([1.0, 2.0])]
+
+    @tf.function
+    def step(x):
+        with tf.init_scope():
+            numpy_value(gone[0])
+        return x + 1.0
+
+    step(tf.constant(1.0))
+    gone.clear()
+    gc.collect()
+    with tf.GradientTape():
+        assert float(step(tf.constant(1.0))) == 2.0

@@ -8,6 +8,7 @@
 - `replicated(strategy)`: a context in which new variables get their replicas;
 - `check_engine(model, variables, strategy, accumulates)`: refuse a way to
   distribute on which a step would be wrong;
+- `unwatched(variable)`: a variable's value, which no trace takes note of;
 - `starting_model()`: the model whose `fit` is about to take the weights out of
   their variables, if that is what is happening;
 - `concrete(variable)`: a variable's value on the host, also while a step is

@@ -32,6 +32,11 @@ def replicated(strategy: Strategy) -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
+def unwatched(variable: keras.Variable) -> Tensor:
+    """A variable's value, which no trace that runs takes note of."""
+    return variable.value
+
+
 def starting_model() -> keras.Model | None:
     """The model whose `fit` is about to take the weights out of it."""
     return None

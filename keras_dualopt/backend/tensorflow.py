@@ -34,6 +34,21 @@ def _not_lifted(next_creator: Any, **arguments: Any) -> Any:
     return next_creator(**arguments)
 
 
+def unwatched(variable: keras.Variable) -> Tensor:
+    """Return a variable's value, which no trace that runs takes note of.
+
+    A `tf.function` notes what is read while it is traced, in `init_scope` too,
+    and may not run any more once that is gone, as an earlier optimizer's
+    anchors are when a new one has taken them over.
+    """
+    value = variable.value
+    if isinstance(value, tf.distribute.DistributedValues) or not isinstance(
+        value, tf.Variable
+    ):
+        return value
+    return tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
+
+
 def replicated(strategy: Strategy) -> AbstractContextManager[object]:
     """A context in which variables get a copy on every replica."""
     if strategy is None or tf.distribute.get_strategy() is strategy:
