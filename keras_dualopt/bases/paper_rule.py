@@ -1,5 +1,6 @@
 """What the paper's rules share: float32 arithmetic, and the pull inside."""
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -47,7 +48,7 @@ class _Shared(NamedTuple):
     steps: Steps | None
 
 
-class PaperRule(keras.optimizers.Optimizer):
+class PaperRule(keras.optimizers.Optimizer, abc.ABC):
     """A Keras optimizer whose step is computed in float32 and cast once.
 
     Subclasses say what one variable's step is (`pre_weight`) and which scalars
@@ -104,6 +105,7 @@ class PaperRule(keras.optimizers.Optimizer):
                 scalars[level.rate] = self.scalars(rate)
         return _Shared(scalars, steps)
 
+    @abc.abstractmethod
     def pre_weight(
         self,
         gradient: Tensor,
@@ -112,11 +114,10 @@ class PaperRule(keras.optimizers.Optimizer):
         scalars: tuple[Tensor, ...],
     ) -> Tensor:
         """Advance the state and return θ_pre, in float32 or wider."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def state_of(self, index: int) -> tuple[keras.Variable | None, ...]:
         """Return a variable's averages, in the order the kernel takes them."""
-        raise NotImplementedError
 
     def update_step(
         self,
