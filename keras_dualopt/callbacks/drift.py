@@ -150,7 +150,7 @@ class Drift(keras.callbacks.Callback):
             return
         self._close(measure)
         self._before = None
-        if self.record.last_step != measure.iterations:
+        if measure.iterations not in self.record.steps[-1:]:
             self._add(measure(None))
         if logs is not None:
             logs.update(self._latest)
@@ -166,9 +166,20 @@ class Drift(keras.callbacks.Callback):
                 # TensorFlow would do so in the first step.
                 model.optimizer.build(model.trainable_variables)
             self._measure = _Measure(optimizer)
-            found = self._measure.record()
-            if found.layers and not found.continues(self.record):
-                self.record = found
+            first = [layer[0] for layer in self._measure.layers]
+            # Names change when a model is reloaded, places do not.
+            places = [row.key for row in first]
+            old = self.record
+            if first and (
+                old is None
+                or (old.mode, old.places) != (optimizer.mode, places)
+            ):
+                self.record = DriftRecord(
+                    optimizer.mode,
+                    [row.layer for row in first],
+                    np.array([row.relative for row in first]),
+                    places,
+                )
         measure = self._measure
         return measure if measure is not None and measure.layers else None
 
@@ -266,17 +277,6 @@ class DriftRecord:
         """Append a column."""
         self._samples.append(sample)
 
-    def continues(self, other: "DriftRecord | None") -> bool:
-        """Tell whether this is a further run of what another one is about."""
-        return other is not None and (
-            (self.mode, self.places) == (other.mode, other.places)
-        )
-
-    @property
-    def last_step(self) -> int | None:
-        """The number of updates at the last sample."""
-        return self._samples[-1].step if self._samples else None
-
     @property
     def steps(self) -> Array:
         """The number of updates at each sample."""
@@ -332,21 +332,16 @@ class DriftRecord:
         with np.load(path) as file:
             names = [str(name) for name in file["layers"]]
             record = cls(str(file["mode"]), names, file["relative"])
-            # Files of version 0.1 have no `reach_used`.
-            layers = {n: file[n].T for n in QUANTITIES if n in file}
-            totals = {k: file.get(f"total_{k}") for k in LOG_KEYS}
-            for number, step in enumerate(file["steps"]):
-                record.add(
-                    Sample(
-                        int(step),
-                        {n: rows[number] for n, rows in layers.items()},
-                        {
-                            k: float(values[number])
-                            for k, values in totals.items()
-                            if values is not None
-                        },
-                    )
-                )
+            # Files of version 0.1 have no `reach_used`. The last axis: samples.
+            found = {name: array.T for name, array in file.items()}
+        for number, step in enumerate(found["steps"]):
+            layers = {n: found[n][number] for n in QUANTITIES if n in found}
+            totals = {
+                key: float(found[f"total_{key}"][number])
+                for key in LOG_KEYS
+                if f"total_{key}" in found
+            }
+            record.add(Sample(int(step), layers, totals))
         return record
 
 
@@ -401,17 +396,6 @@ class _Measure:
     def rate(self) -> float:
         """η_t of the next step."""
         return float(ops.convert_to_numpy(self.optimizer.learning_rate))
-
-    def record(self) -> DriftRecord:
-        """Return an empty record of these layers."""
-        first = [layer[0] for layer in self.layers]
-        return DriftRecord(
-            self.optimizer.mode,
-            [row.layer for row in first],
-            np.array([row.relative for row in first]),
-            # Names change when a model is reloaded, places do not.
-            [row.key for row in first],
-        )
 
     def before(self) -> _Before:
         """Copy the weights."""
