@@ -101,17 +101,7 @@ def expected(steps, mode):
 
 def watched_fit(drift, optimizer, epochs=1, callbacks=(), **arguments):
     model = networks.compiled(optimizer, networks.weights(), **arguments)
-    x, y = networks.data()
-    history = model.fit(
-        x,
-        y,
-        batch_size=networks.BATCH,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[drift, *callbacks],
-    )
-    return model, history.history
+    return model, networks.epochs(model, epochs, [drift, *callbacks])
 
 
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])
@@ -468,6 +458,39 @@ def test_a_stage_of_the_head_alone_logs_nothing():
         one.filename for one in caught if "None of the" in str(one.message)
     ]
     assert places == [__file__]
+
+
+def test_a_stage_of_the_head_alone_leaves_the_record_as_it_was():
+    drift = Drift(every=1)
+    model, _ = watched_fit(drift, networks.dual_opt())
+    before = drift.record.matrix()
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    networks.compile(model, networks.dual_opt())
+    with pytest.warns(UserWarning, match="None of the trainable"):
+        networks.fit(model, 1, callbacks=[drift])
+    np.testing.assert_array_equal(drift.record.matrix(), before)
+
+
+def test_a_model_that_is_built_by_its_first_step_is_watched():
+    class Late(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.body = keras.layers.Dense(3)
+            self.head = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.head(self.body(x))
+
+    model = Late()
+    depth = {f"{model.name}/{model.body.name}/.*": 0.0, ".*": None}
+    networks.compile(model, DualOpt(0.1, rollback=0.3, depth=depth))
+    drift = Drift(every=1)
+    networks.fit(model, 3, callbacks=[drift])
+    # TensorFlow has nothing to copy before the first.
+    first = 2 if BACKEND == "tensorflow" else 1
+    assert list(drift.record.steps) == [*range(first, 4)]
+    assert np.isfinite(drift.record.matrix("pull_share")).all()
 
 
 needs_multi_optimizer = pytest.mark.skipif(
