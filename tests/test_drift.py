@@ -333,6 +333,50 @@ def test_an_update_of_several_micro_steps_is_one_sample():
     assert len(history["pull_share"]) == 2
 
 
+def test_the_rate_of_an_update_is_that_of_its_last_micro_step():
+    class Halve(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.optimizer.learning_rate = networks.RATE / (batch + 1)
+
+    model = networks.compiled(networks.dual_opt(gradient_accumulation_steps=2))
+    drift = Drift(every=2)
+    networks.fit(model, 2, callbacks=[Halve(), drift])
+    np.testing.assert_allclose(
+        drift.record.matrix("strength")[0], 0.21 / 2, rtol=1e-6
+    )
+
+
+def test_an_epoch_without_an_update_logs_what_is_not_defined():
+    drift = Drift(every=1)
+    _, history = watched_fit(
+        drift, networks.dual_opt(gradient_accumulation_steps=BATCHES + 1)
+    )
+    assert list(drift.record.steps) == [0]
+    for key in ("drift", "pull_share", "update_ratio"):
+        assert np.isnan(history[key]).all()
+
+
+def test_an_epoch_of_unknown_length_ends_with_the_drift_of_its_end():
+    def batches():
+        x, y = networks.data()
+        for step in range(BATCHES):
+            rows = slice(networks.BATCH * step, networks.BATCH * (step + 1))
+            yield x[rows], y[rows]
+
+    model, drift = networks.compiled(), Drift(every=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ran out of data")
+        history = model.fit(batches(), callbacks=[drift], verbose=0).history
+    # Nobody knew that the last step would be the last: it was not watched.
+    assert list(drift.record.steps) == [1, 3, 4]
+    _, totals = expected(BATCHES, "finetune")
+    np.testing.assert_allclose(history["drift"], totals["drift"][-1], **CLOSE)
+    share = drift.record.totals["pull_share"]
+    np.testing.assert_allclose(share[:2], totals["pull_share"][[0, 2]], **CLOSE)
+    assert np.isnan(share[2])
+    assert history["pull_share"] == [share[1]]
+
+
 @pytest.mark.skipif(
     BACKEND == "torch", reason="Keras refuses steps_per_execution on torch"
 )

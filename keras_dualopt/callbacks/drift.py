@@ -135,7 +135,7 @@ class Drift(keras.callbacks.Callback):
             self._next = (step // self.every + 1) * self.every
         if self._before is not None:
             # No update yet; the learning rate may be another by now.
-            self._before = self._before._replace(rate=measure.rate)
+            self._before = _Before(*self._before[:2], rate=measure.rate)
         elif due:
             self._before = measure.before()
 
