@@ -358,7 +358,7 @@ def test_an_epoch_without_an_update_logs_what_is_not_defined():
 
 @pytest.mark.skipif(
     BACKEND == "tensorflow",
-    reason="counts five updates for a generator of four batches",
+    reason="Keras counts five steps there, of Adam too, for four batches",
 )
 def test_an_epoch_of_unknown_length_ends_with_the_drift_of_its_end():
     def batches():
