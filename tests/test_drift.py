@@ -101,17 +101,7 @@ def expected(steps, mode):
 
 def watched_fit(drift, optimizer, epochs=1, callbacks=(), **arguments):
     model = networks.compiled(optimizer, networks.weights(), **arguments)
-    x, y = networks.data()
-    history = model.fit(
-        x,
-        y,
-        batch_size=networks.BATCH,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[drift, *callbacks],
-    )
-    return model, history.history
+    return model, networks.epochs(model, epochs, [drift, *callbacks])
 
 
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])
@@ -343,6 +333,54 @@ def test_an_update_of_several_micro_steps_is_one_sample():
     assert len(history["pull_share"]) == 2
 
 
+def test_the_rate_of_an_update_is_that_of_its_last_micro_step():
+    class Halve(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.optimizer.learning_rate = networks.RATE / (batch + 1)
+
+    model = networks.compiled(networks.dual_opt(gradient_accumulation_steps=2))
+    drift = Drift(every=2)
+    networks.fit(model, 2, callbacks=[Halve(), drift])
+    np.testing.assert_allclose(
+        drift.record.matrix("strength")[0], 0.21 / 2, rtol=1e-6
+    )
+
+
+def test_an_epoch_without_an_update_logs_what_is_not_defined():
+    drift = Drift(every=1)
+    _, history = watched_fit(
+        drift, networks.dual_opt(gradient_accumulation_steps=BATCHES + 1)
+    )
+    assert list(drift.record.steps) == [0]
+    for key in ("drift", "pull_share", "update_ratio"):
+        assert np.isnan(history[key]).all()
+
+
+@pytest.mark.skipif(
+    BACKEND == "tensorflow",
+    reason="Keras counts five steps there, of Adam too, for four batches",
+)
+def test_an_epoch_of_unknown_length_ends_with_the_drift_of_its_end():
+    def batches():
+        x, y = networks.data()
+        for step in range(BATCHES):
+            rows = slice(networks.BATCH * step, networks.BATCH * (step + 1))
+            yield x[rows], y[rows]
+
+    model, drift = networks.compiled(), Drift(every=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ran out of data")
+        history = model.fit(batches(), callbacks=[drift], verbose=0).history
+    # Nobody knew that the last step would be the last: it was not watched.
+    assert list(drift.record.steps) == [1, 3, 4]
+    _, totals = expected(BATCHES, "finetune")
+    np.testing.assert_allclose(history["drift"], totals["drift"][-1], **CLOSE)
+    share = drift.record.totals["pull_share"]
+    np.testing.assert_allclose(share[:2], totals["pull_share"][[0, 2]], **CLOSE)
+    assert np.isnan(share[2])
+    assert history["pull_share"] == [share[1]]
+
+
 @pytest.mark.skipif(
     BACKEND == "torch", reason="Keras refuses steps_per_execution on torch"
 )
@@ -468,6 +506,39 @@ def test_a_stage_of_the_head_alone_logs_nothing():
         one.filename for one in caught if "None of the" in str(one.message)
     ]
     assert places == [__file__]
+
+
+def test_a_stage_of_the_head_alone_leaves_the_record_as_it_was():
+    drift = Drift(every=1)
+    model, _ = watched_fit(drift, networks.dual_opt())
+    before = drift.record.matrix()
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    networks.compile(model, networks.dual_opt())
+    with pytest.warns(UserWarning, match="None of the trainable"):
+        networks.fit(model, 1, callbacks=[drift])
+    np.testing.assert_array_equal(drift.record.matrix(), before)
+
+
+def test_a_model_that_is_built_by_its_first_step_is_watched():
+    class Late(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.body = keras.layers.Dense(3)
+            self.head = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.head(self.body(x))
+
+    model = Late()
+    depth = {f"{model.name}/{model.body.name}/.*": 0.0, ".*": None}
+    networks.compile(model, DualOpt(0.1, rollback=0.3, depth=depth))
+    drift = Drift(every=1)
+    networks.fit(model, 3, callbacks=[drift])
+    # TensorFlow has nothing to copy before the first.
+    first = 2 if BACKEND == "tensorflow" else 1
+    assert list(drift.record.steps) == [*range(first, 4)]
+    assert np.isfinite(drift.record.matrix("pull_share")).all()
 
 
 needs_multi_optimizer = pytest.mark.skipif(

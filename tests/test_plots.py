@@ -10,8 +10,7 @@ import pytest
 
 from keras_dualopt import DualOpt, ReviewCurve, plot_strength
 from keras_dualopt.callbacks import Drift, DriftRecord, Retention
-from keras_dualopt.callbacks.measure import LOG_KEYS, Sample
-from keras_dualopt.callbacks.record import QUANTITIES
+from keras_dualopt.callbacks.drift import LOG_KEYS, QUANTITIES, Sample
 from keras_dualopt.plots import draw_trade_off
 from keras_dualopt.pull import decay_strength, rollback_strength
 

@@ -436,6 +436,23 @@ def test_a_copy_is_of_the_same_class():
     )
 
 
+class Growing(keras.Sequential):
+    """A model whose config does not tell of all its layers."""
+
+    def get_config(self):
+        config = super().get_config()
+        return {**config, "layers": config["layers"][:-1]}
+
+
+def test_a_model_that_keras_cannot_copy_is_named_and_stays_as_it_is():
+    model = Growing(networks.network(networks.weights()).layers, name="own")
+    networks.compile(model, networks.dual_opt())
+    networks.fit(model, 1)
+    with pytest.raises(ValueError, match=r"'own', whose copy has 6 .* of 8"):
+        interpolate(model, 0.5, copy=True)
+    assert model.compiled
+
+
 def fit_elsewhere(model):
     networks.fit(model, 1)
 

@@ -62,16 +62,6 @@ def ratios(optimizer, wanted):
     ]
 
 
-def assert_close(got, wanted, rtol=1e-5, atol=1e-6):
-    for value, other in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(
-            np.asarray(value, dtype="float64"),
-            np.asarray(other, dtype="float64"),
-            rtol=rtol,
-            atol=atol,
-        )
-
-
 class Followed(reference.Weight):
     """A weight of the reference whose step a Keras optimizer proposes."""
 

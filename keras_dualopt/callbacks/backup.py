@@ -1,10 +1,8 @@
 """`AtomicBackup`: a run that is killed at any moment goes on where it was."""
 
 import collections
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -95,35 +93,21 @@ class AtomicBackup(keras.callbacks.Callback):
         self._trained = self._written = 0
         # A start that failed after this callback has left it.
         self.model._initial_epoch = None
-        optimizer = self.model.optimizer
-        self._rate = _rate(optimizer)
+        self._rate = _rate(self.model.optimizer)
         if not self._path.exists():
             return
-        with self._naming_damage():
-            epoch, iterations, first = self._read_progress()
-        if not self.model.built:
+        try:
+            # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
+            self.model._initial_epoch = self._read()
+        except OSError as error:
+            if error.errno is not None:  # The system's: no right to read, …
+                raise
             raise ValueError(
-                "The model must be built, to read the backup into. Received: "
-                f"{self.model.name!r}, which is not. Call it on a batch, or "
-                "`model.build(...)`, before `fit`."
-            )
-        if not optimizer.built:
-            # LossScaleOptimizer's own state is read only into a built one.
-            optimizer.build(self.model.trainable_variables)
-        with self._naming_damage():
-            self.model.load_weights(self._path)
-        if _iterations(optimizer) != iterations:
-            # Keras' optimizers pass over a state of another length.
-            raise ValueError(
-                f"{os.fspath(self._path)!r} must hold the optimizer at step "
-                f"{iterations}. Received: a file without one for "
-                f"{_name(optimizer)}. The file is damaged, or was written with "
-                "other arguments of the optimizer."
-            )
-        if first is not None and self._rate is not None:
-            self._compare_rates(first)
-        # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
-        self.model._initial_epoch = epoch
+                "`path` must be an intact file of AtomicBackup. Received: "
+                f"{os.fspath(self._path)!r}, which HDF5 cannot read. The file "
+                "is damaged; use another copy of it, or remove it to begin "
+                "anew."
+            ) from error
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         """Let a later `fit` of this process begin where it says."""
@@ -145,32 +129,30 @@ class AtomicBackup(keras.callbacks.Callback):
             self._path.unlink(missing_ok=True)
             _ended[self._path.resolve()] += 1
 
-    def _read_progress(self) -> tuple[int, int, float | None]:
+    def _read(self) -> int:
+        """Put what the file holds into the model; return its epoch."""
         import h5py
 
-        names = (_EPOCH, _ITERATIONS, _OPTIMIZER, _EARLIER_FITS)
-        with h5py.File(self._path, "r") as file:
-            progress = [file.attrs.get(name) for name in names]
-            rate = file.attrs.get(_RATE)
+        path, optimizer = os.fspath(self._path), self.model.optimizer
+        with h5py.File(path, "r") as file:
+            found = dict(file.attrs)
             has_optimizer = "optimizer" in file
-        path = os.fspath(self._path)
-        if None in progress:
+        if not {_EPOCH, _ITERATIONS, _OPTIMIZER, _EARLIER_FITS} <= {*found}:
             raise ValueError(
                 "`path` must be a file that AtomicBackup wrote. Received: "
                 f"{path!r}, a weights file without the number of its epoch. "
                 "Choose another path for the backup; this file is as it was."
             )
-        epoch, iterations, written_with, earlier = progress
-        name = _name(self.model.optimizer)
-        if written_with != name or not has_optimizer:
+        epoch, name = int(found[_EPOCH]), _name(optimizer)
+        if found[_OPTIMIZER] != name or not has_optimizer:
             raise ValueError(
                 f"{path!r} must hold the state of {name}. Received: a file "
-                f"written with {written_with}"
+                f"written with {found[_OPTIMIZER]}"
                 + ("" if has_optimizer else ", without its state")
                 + ". The file is damaged, or was written with another "
                 "optimizer: compile with that one, or choose another path."
             )
-        ended = _ended[self._path.resolve()]
+        ended, earlier = _ended[self._path.resolve()], found[_EARLIER_FITS]
         if earlier != ended:
             raise ValueError(
                 f"{path!r} must be the backup of this process's `fit` number "
@@ -179,37 +161,38 @@ class AtomicBackup(keras.callbacks.Callback):
                 "`keep=True`; to use this file, `model.load_weights(...)` and "
                 f"`fit(..., initial_epoch={epoch})`."
             )
-        first = None if rate is None else float(rate)
-        return int(epoch), int(iterations), first
-
-    def _compare_rates(self, first: float) -> None:
-        """Say that a learning rate changed in the script is not used."""
-        given, self._rate = self._rate, first
-        if given != first:
-            present = _rate(self.model.optimizer)
-            warnings.warn(
-                f"The backup {os.fspath(self._path)!r} goes on at its own "
-                f"learning rate, {present:.6g}; the {given:.6g} of this script "
-                f"is not used (the run began at {self._rate:.6g}). To change "
-                "the rate of a run, set `optimizer.learning_rate` in a "
-                "callback listed after AtomicBackup; to begin anew, choose "
-                "another path.",
-                stacklevel=stacklevel(),
-            )
-
-    @contextlib.contextmanager
-    def _naming_damage(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno is not None:  # The system's: no right to read, …
-                raise
+        if not self.model.built:
             raise ValueError(
-                "`path` must be an intact file of AtomicBackup. Received: "
-                f"{os.fspath(self._path)!r}, which HDF5 cannot read. The file "
-                "is damaged; use another copy of it, or remove it to begin "
-                "anew."
-            ) from error
+                "The model must be built, to read the backup into. Received: "
+                f"{self.model.name!r}, which is not. Call it on a batch, or "
+                "`model.build(...)`, before `fit`."
+            )
+        if not optimizer.built:
+            # LossScaleOptimizer's own state is read only into a built one.
+            optimizer.build(self.model.trainable_variables)
+        self.model.load_weights(path)
+        if _iterations(optimizer) != found[_ITERATIONS]:
+            # Keras' optimizers pass over a state of another length.
+            raise ValueError(
+                f"{path!r} must hold the optimizer at step "
+                f"{found[_ITERATIONS]}. Received: a file without one for "
+                f"{name}. The file is damaged, or was written with other "
+                "arguments of the optimizer."
+            )
+        given, first = self._rate, found.get(_RATE)
+        if first is not None and given is not None:
+            self._rate = float(first)
+            if given != first:
+                warnings.warn(
+                    f"The backup {path!r} goes on at its own learning rate, "
+                    f"{_rate(optimizer):.6g}; the {given:.6g} of this script "
+                    f"is not used (the run began at {first:.6g}). To change "
+                    "the rate of a run, set `optimizer.learning_rate` in a "
+                    "callback listed after AtomicBackup; to begin anew, choose "
+                    "another path.",
+                    stacklevel=stacklevel(),
+                )
+        return epoch
 
     def _write(self, epoch: int) -> None:
         import h5py
@@ -227,7 +210,12 @@ class AtomicBackup(keras.callbacks.Callback):
             # The name must not reach the disk before what it stands for.
             os.fsync(written.fileno())
         os.replace(self._part, self._path)
-        _sync_folder(self._path.parent)
+        if os.name == "posix":  # Windows cannot force a name to the disk.
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         self._written = epoch
 
 
@@ -248,13 +236,3 @@ def _name(optimizer: keras.optimizers.Optimizer) -> str:
     name = type(optimizer).__name__
     inner = getattr(optimizer, "inner_optimizer", None)
     return name if inner is None else f"{name}({_name(inner)})"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the new name to the disk; Windows has no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

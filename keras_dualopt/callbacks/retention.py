@@ -1,13 +1,12 @@
 """`Retention`: what the model still knows, beside what it learns."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_dualopt.interpolation.metrics import (
+from keras_dualopt.interpolation.curve import (
     Rule,
     check_rule,
     evaluate,
@@ -72,7 +71,19 @@ class Retention(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._data = named_data(data)
-        _check_task(self._data, model)
+        if model is not None and not isinstance(model, keras.Model):
+            raise TypeError(
+                "`model` must be a Keras model. Received: "
+                f"{type(model).__name__}. Arrays belong in one tuple: "
+                "`Retention((x_old, y_old))`."
+            )
+        for one in self._data.values():
+            if hasattr(one, "shape"):
+                raise TypeError(
+                    "Data must be the inputs with their labels. Received: one "
+                    f"{type(one).__name__} of shape {tuple(one.shape)}. Pass a "
+                    "tuple: `Retention((x_old, y_old))`."
+                )
         if rule is not None:
             check_rule(rule)
         self._evaluated = model
@@ -90,7 +101,15 @@ class Retention(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: object = None) -> None:
         """Evaluate the old task before anything is forgotten."""
-        self._check_shared()
+        other = self._evaluated or self.model
+        trained = {id(weight) for weight in self.model.weights}
+        if other.weights and trained.isdisjoint(map(id, other.weights)):
+            raise ValueError(
+                "`model` must share weights with the model that is trained, "
+                f"{self.model.name!r}; what {other.name!r} keeps would never "
+                f"change. Received: {other.name!r}, which shares none of its "
+                f"{len(other.weights)}. Build it of the same layers."
+            )
         self.epochs = []
         self.before = self._kept()
 
@@ -104,19 +123,6 @@ class Retention(keras.callbacks.Callback):
         self.epochs.append(found)
         if logs is not None:
             logs.update(found)
-
-    def _check_shared(self) -> None:
-        other = self._evaluated
-        if other is None or not other.weights:
-            return
-        trained = {id(weight) for weight in self.model.weights}
-        if not any(id(weight) in trained for weight in other.weights):
-            raise ValueError(
-                "`model` must share weights with the model that is trained, "
-                f"{self.model.name!r}; what {other.name!r} keeps would never "
-                f"change. Received: {other.name!r}, which shares none of its "
-                f"{len(other.weights)}. Build it of the same layers."
-            )
 
     def _kept(self) -> dict[str, float]:
         model = self.model  # On JAX this brings the state back.
@@ -183,20 +189,3 @@ class Retention(keras.callbacks.Callback):
             "Both tasks must have one metric. Received: "
             f"{keys}. Name one of each: `plot(new=..., kept=...)`."
         )
-
-
-def _check_task(data: Mapping[str, Any], model: object) -> None:
-    """Refuse arrays that are not in one tuple with their labels."""
-    if model is not None and not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a Keras model. Received: "
-            f"{type(model).__name__}. Arrays belong in one tuple: "
-            "`Retention((x_old, y_old))`."
-        )
-    for one in data.values():
-        if hasattr(one, "shape"):
-            raise TypeError(
-                "Data must be the inputs with their labels. Received: one "
-                f"{type(one).__name__} of shape {tuple(one.shape)}. Pass a "
-                "tuple: `Retention((x_old, y_old))`."
-            )

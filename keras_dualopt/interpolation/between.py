@@ -1,6 +1,7 @@
 """Between the pretrained and the fine-tuned weights: θ₀ + α (θ − θ₀)."""
 
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import keras
@@ -13,7 +14,7 @@ from keras_dualopt.lookup import holder_of
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import look_new, role
 from keras_dualopt.pull import compute_dtype
-from keras_dualopt.settings import is_number
+from keras_dualopt.settings import check_whole, is_number
 from keras_dualopt.sources import (
     Source,
     check_source,
@@ -21,6 +22,42 @@ from keras_dualopt.sources import (
     values_of,
 )
 from keras_dualopt.wrapping import settle, unwrapped
+
+
+class Way(NamedTuple):
+    """The pretrained weights of a model, and θ₀ for each."""
+
+    variables: list[keras.Variable]
+    origins: list[Array]
+
+    def present(self) -> list[Array]:
+        """Return copies of the weights as they are now."""
+        return [numpy_value(variable) for variable in self.variables]
+
+    def at(self, alpha: float, tuned: list[Array]) -> list[Array]:
+        """Return θ₀ + α (θ − θ₀), where `tuned` is θ."""
+        if alpha == 1.0:
+            return tuned
+        values = []
+        for origin, theta in zip(self.origins, tuned, strict=True):
+            value = origin
+            # 0 · NaN is NaN, and θ₀ is the way back from NaN.
+            if alpha != 0.0:
+                # Half precision would round the difference.
+                wide = compute_dtype(theta.dtype.name)
+                start, end = origin.astype(wide), theta.astype(wide)
+                value = start + alpha * (end - start)
+            values.append(value.astype(theta.dtype))
+        return values
+
+
+def put(
+    variables: Sequence[keras.Variable],
+    values: Sequence[keras.Variable | Array],
+) -> None:
+    """Write values into variables."""
+    for variable, value in zip(variables, values, strict=True):
+        engine.copy_value(variable, value)
 
 
 def interpolate(
@@ -86,37 +123,92 @@ def interpolate(
     return model
 
 
-class Way(NamedTuple):
-    """The pretrained weights of a model, and θ₀ for each."""
+def review(
+    model: keras.Model, steps: int = 50, source: Source = None
+) -> Iterator[float]:
+    """Walk the weights back to θ₀ in equal steps; restore them at the end.
 
-    variables: list[keras.Variable]
-    origins: list[Array]
+    Yields α = 1, 1 − 1/steps, …, 0: 1 is fine-tuned, 0 is pretrained. While it
+    waits at α, the pretrained weights are θ₀ + α (θ − θ₀) as `interpolate` sets
+    them, and the head stays; do with the model what is to be measured there,
+    but do not train it. Leaving the loop early, an error in it, and dropping
+    the iterator restore the weights, too.
 
-    def present(self) -> list[Array]:
-        """Return copies of the weights as they are now."""
-        return [numpy_value(variable) for variable in self.variables]
+    Source: OLOR, "Knowledge Forgetting Test" and Fig. 3, zero-shot reviewing
+    in 50 steps. Differences: it counts α down, the paper its steps up.
 
-    def at(self, alpha: float, tuned: list[Array]) -> list[Array]:
-        """Return θ₀ + α (θ − θ₀), where `tuned` is θ."""
-        if alpha == 1.0:
-            return tuned
-        values = []
-        for origin, theta in zip(self.origins, tuned, strict=True):
-            value = origin
-            # 0 · NaN is NaN, and θ₀ is the way back from NaN.
-            if alpha != 0.0:
-                # Half precision would round the difference.
-                wide = compute_dtype(theta.dtype.name)
-                start, end = origin.astype(wide), theta.astype(wide)
-                value = start + alpha * (end - start)
-            values.append(value.astype(theta.dtype))
-        return values
+    Args:
+        model: A model compiled with `DualOpt(mode="finetune")`; with a
+            `source`, any built model.
+        steps: The number of steps ≥ 1.
+        source: As in `interpolate`.
+
+    Returns:
+        An iterator over `steps` + 1 numbers.
+
+    Memory: two copies of the pretrained weights in main memory.
+
+    Raises:
+        ValueError: If `steps` < 1, or a pretrained weight has no anchor and
+            no value in `source`; in the next step, if the model was trained.
+        TypeError: If `source` is of another kind.
+
+    Example:
+    >>> from keras_dualopt import DualOpt
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile(DualOpt(1e-3), "mse")
+    >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    >>> [alpha for alpha in review(model, steps=4)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    check_whole("steps", steps)
+    # Here and not in the generator: an error belongs to the call.
+    return _walk(model, find_way(model, source), steps)
 
 
-def put(variables: list[keras.Variable], values: list[Array]) -> None:
-    """Write values into variables."""
-    for variable, value in zip(variables, values, strict=True):
-        engine.copy_value(variable, value)
+def _walk(model: keras.Model, way: Way, steps: int) -> Iterator[float]:
+    tuned, (optimizer, start) = way.present(), _clock(model)
+
+    def trained() -> bool:
+        now, count = _clock(model)
+        return count != (start if now is optimizer else 0)
+
+    try:
+        for step in range(steps + 1):
+            alpha = 1.0 - step / steps
+            if step:
+                put(way.variables, way.at(alpha, tuned))
+            yield alpha
+            if trained():
+                raise ValueError(_TRAINED)
+    except GeneratorExit:
+        # Nobody would hear an error when a loop is left early.
+        if trained():
+            warnings.warn(_TRAINED, stacklevel=stacklevel())
+        raise
+    finally:
+        put(way.variables, tuned)
+
+
+_TRAINED = (
+    "The model was trained inside of `review`. What its pretrained weights "
+    "learned there is lost: they are what they were before; the head stays as "
+    "it was trained. To train from a point on the way, leave the loop and use "
+    "`interpolate(model, alpha)`, or `copy=True` for a copy."
+)
+
+
+def _clock(
+    model: keras.Model,
+) -> tuple[keras.optimizers.Optimizer | None, int]:
+    """Return the optimizer that trains a model, and how many steps it took."""
+    settle(model)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return None, 0
+    return optimizer, int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
 def find_way(model: keras.Model, source: Source) -> Way:
@@ -136,26 +228,35 @@ def _from_anchors(model: keras.Model, optimizer: DualOpt) -> Way:
             "Received: scratch mode, which has none. Pass `source=`, the "
             "pretrained model or its weights file."
         )
-    anchors = optimizer.anchors
-    rows = optimizer.rows
-    known = {id(row.variable) for row in rows}
-    for variable in model.trainable_variables:
-        if id(variable) not in known:
-            raise ValueError(_without(variable))
-    origins, kept = [], []
+    anchors = {
+        id(row.variable): anchor
+        for anchor, row in zip(optimizer.anchors, optimizer.rows, strict=True)
+    }
     own = {id(weight) for weight in model.weights}
-    for row, anchor in zip(rows, anchors, strict=True):
-        variable, kind = row.variable, role(row.variable)
-        if not row.pretrained or kind == "free" or id(variable) not in own:
-            continue
-        if kind == "zero":
-            origins.append(np.zeros(variable.shape, dtype="float32"))
-        elif anchor is None:
-            raise ValueError(_without(variable))
-        else:
+    rows = [
+        row
+        for row in optimizer.rows
+        if row.pretrained
+        and role(row.variable) != "free"
+        and id(row.variable) in own
+    ]
+    missing = [v for v in model.trainable_variables if id(v) not in anchors]
+    origins = []
+    for row in rows:
+        anchor = anchors[id(row.variable)]
+        if role(row.variable) == "zero":
+            origins.append(_zero(row.variable))
+        elif anchor is not None:
             origins.append(numpy_value(anchor))
-        kept.append(row)
-    new = look_new(kept, origins)
+        else:
+            missing.append(row.variable)
+    if missing:
+        raise ValueError(
+            "Every pretrained weight must have an anchor. Received: none for "
+            f"{missing[0].path!r}. Pass `source=`, the pretrained model or its "
+            "weights file, or give the optimizer anchors with `anchor_at`."
+        )
+    new = look_new(rows, origins)
     if new:
         warnings.warn(
             f"θ₀ of {', '.join(new)} looks like an initializer's: the way back "
@@ -164,45 +265,30 @@ def _from_anchors(model: keras.Model, optimizer: DualOpt) -> Way:
             "pass `source=`.",
             stacklevel=stacklevel(),
         )
-    return Way([row.variable for row in kept], origins)
+    return Way([row.variable for row in rows], origins)
 
 
-def _without(variable: keras.Variable) -> str:
-    return (
-        "Every pretrained weight must have an anchor. Received: none for "
-        f"{variable.path!r}. Pass `source=`, the pretrained model or its "
-        "weights file, or give the optimizer anchors with `anchor_at`."
-    )
+def _zero(variable: keras.Variable) -> Array:
+    """Return θ₀ of LoRA's factor b."""
+    return np.zeros(variable.shape, dtype="float32")
 
 
 def _from_source(model: keras.Model, source: Source) -> Way:
-    roles = [(variable, role(variable)) for variable in _pretrained(model)]
-    anchored = [variable for variable, kind in roles if kind == "anchor"]
-    zero = [variable for variable, kind in roles if kind == "zero"]
-    origins = values_of(source, model, anchored)
-    origins += [np.zeros(variable.shape, dtype="float32") for variable in zero]
-    return Way([*anchored, *zero], origins)
-
-
-def _pretrained(model: keras.Model) -> list[keras.Variable]:
-    """Return the pretrained weights, trained or not."""
     weights = [w for w in model.weights if "float" in w.dtype]
     optimizer = unwrapped(getattr(model, "optimizer", None))
     depth = None
-    if (
-        isinstance(optimizer, DualOpt)
-        and optimizer.mode == "finetune"
-        and optimizer.built
-    ):
+    if isinstance(optimizer, DualOpt) and optimizer.mode == "finetune":
         depth = optimizer.depth
     if not isinstance(depth, LayerDepth):
         depth = layer_depth(model)
-    places = depth.place(model, weights)
-    return [
-        weight
-        for weight, place in zip(weights, places, strict=True)
-        if place.pretrained
-    ]
+    anchored, zero = [], []
+    for weight, place in zip(weights, depth.place(model, weights), strict=True):
+        if place.pretrained and role(weight) == "anchor":
+            anchored.append(weight)
+        elif place.pretrained and role(weight) == "zero":
+            zero.append(weight)
+    origins = values_of(source, model, anchored)
+    return Way([*anchored, *zero], [*origins, *map(_zero, zero)])
 
 
 def _copy(model: keras.Model, way: Way, values: list[Array]) -> keras.Model:
@@ -216,11 +302,9 @@ def _copy(model: keras.Model, way: Way, values: list[Array]) -> keras.Model:
             f"of {len(shapes[0])}. Save it, interpolate in place, and load the "
             "file for the other one."
         )
-    counterpart = {}
-    for weight, its_copy in zip(model.weights, copy.weights, strict=True):
-        engine.copy_value(its_copy, weight)
-        counterpart[id(weight)] = its_copy
-    put([counterpart[id(variable)] for variable in way.variables], values)
+    put(copy.weights, model.weights)
+    counterparts = dict(zip(map(id, model.weights), copy.weights))
+    put([counterparts[id(variable)] for variable in way.variables], values)
     return copy
 
 

@@ -1,7 +1,10 @@
 """Pictures: one for each question, legible where colours are not told apart."""
 
-from keras_dualopt.plots.curves import draw_review, draw_trade_off
+from keras_dualopt.plots.curves import (
+    draw_review,
+    draw_trade_off,
+    plot_strength,
+)
 from keras_dualopt.plots.heat_map import draw_drift
-from keras_dualopt.plots.strength import plot_strength
 
 __all__ = ["draw_drift", "draw_review", "draw_trade_off", "plot_strength"]

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axis import Axis
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart with any colour vision.
@@ -15,10 +15,10 @@ COLOUR_MAP = "viridis"
 
 def new_figure(
     width: float, height: float, **layout: Any
-) -> tuple["Figure", Any]:
+) -> tuple["Figure", dict[str, "Axes"]]:
     """Return an empty figure, in inches, and its axes; no window, no state.
 
-    `layout` is that of `Figure.subplots`, or of `subplot_mosaic`.
+    `layout` is that of `Figure.subplot_mosaic`; without one, the axes are "".
     """
     try:
         from matplotlib.figure import Figure
@@ -28,20 +28,22 @@ def new_figure(
             "install keras-dualopt[plots]`; the numbers are there without it."
         ) from error
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    if "mosaic" in layout:
-        return figure, figure.subplot_mosaic(**layout)
-    return figure, figure.subplots(**layout)
+    panels: dict[str, Axes] = figure.subplot_mosaic(
+        **({"mosaic": [[""]]} | layout)
+    )
+    for axes in panels.values():
+        axes.grid(alpha=0.3)
+        # One line after the other; each says itself how large its marks are.
+        axes.set_prop_cycle(color=COLOURS, marker=MARKS)
+    return figure, panels
 
 
-def finish(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figure":
-    """Save a figure, if there is a path, and return it."""
+def finish(
+    figure: "Figure", path: str | os.PathLike[str] | None, *named: "Axes"
+) -> "Figure":
+    """Name the lines of some axes; save the figure, if there is a path."""
+    for axes in named:
+        axes.legend(frameon=False, fontsize=8)
     if path is not None:
         figure.savefig(path)
     return figure
-
-
-def as_percent(axis: "Axis") -> None:
-    """Label an axis of shares in per cent."""
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(1.0))

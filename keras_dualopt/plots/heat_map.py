@@ -1,20 +1,11 @@
 """Depth over time, as a heat map, with the totals beside it."""
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from keras_dualopt.backend import Array
-from keras_dualopt.plots.canvas import (
-    COLOUR_MAP,
-    COLOURS,
-    MARKS,
-    as_percent,
-    finish,
-    new_figure,
-)
+from keras_dualopt.plots.canvas import COLOUR_MAP, finish, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,20 +47,24 @@ def draw_drift(
         width_ratios=[2.0, 1.0],
         height_ratios=heights,
     )
-    names = dict(_QUANTITIES)
-    shares = set(_QUANTITIES)
-    if record.mode == "scratch":
-        names["drift"] = "norm ‖θ‖"
-        shares.remove("drift")
+    from matplotlib.ticker import PercentFormatter
+
     bar = _draw_map(figure, axes["map"], record, quantity, labels)
-    bar.set_label(names[quantity])
-    if quantity in shares:
-        as_percent(bar.ax.yaxis)
+    scales = [(quantity, bar.ax)]
     for panel in panels:
         _draw_total(axes[panel], record, panel)
-        axes[panel].set_title(names[panel], fontsize=9)
-        if panel in shares:
-            as_percent(axes[panel].yaxis)
+        axes[panel].set_xlim(axes["map"].get_xlim())
+        scales.append((panel, axes[panel]))
+    for name, scale in scales:
+        title = _QUANTITIES[name]
+        if name == "drift" and record.mode == "scratch":
+            title = "norm ‖θ‖"
+        else:
+            scale.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if scale is bar.ax:
+            bar.set_label(title)
+        else:
+            scale.set_title(title, fontsize=9)
     axes[panels[-1]].set_xlabel("step (updates so far)")
     return finish(figure, path)
 
@@ -86,22 +81,18 @@ def _labels(record: Record) -> list[str]:
 
 
 def _draw_total(axes: "Axes", record: Record, key: str) -> None:
-    steps, totals = record.steps, record.totals
     labels = {key: "all"}
     if key == "drift":
         labels |= {"drift_shallow": "r < 0.5", "drift_deep": "r ≥ 0.5"}
-    for number, (name, label) in enumerate(labels.items()):
+    every = max(1, len(record) // 12)
+    for name, label in labels.items():
         axes.plot(
-            steps,
-            totals[name],
-            color=COLOURS[number],
-            marker=MARKS[number],
+            record.steps,
+            record.totals[name],
             markersize=3,
-            markevery=max(1, len(steps) // 12),
+            markevery=every,
             label=label,
         )
-    axes.grid(alpha=0.3)
-    axes.set_xlim(*_edges(steps)[[0, -1]])
     axes.set_ylim(bottom=0.0)
     if len(labels) > 1:
         # Room for the legend above the lines.
@@ -122,48 +113,32 @@ def _draw_map(
     axes: "Axes",
     record: Record,
     quantity: str,
-    labels: Sequence[str],
+    labels: list[str],
 ) -> "Colorbar":
     """Draw the map and return its colour bar."""
-    count = len(record.layers)
     matrix = np.ma.masked_invalid(record.matrix(quantity))
-    highest, beyond = _highest(matrix.compressed())
+    # A layer that starts near 0, as a position embedding may, drifts by far
+    # more than the others, which would all have one colour.
+    values = matrix.compressed() if matrix.count() else np.ones(1)
+    highest, most = float(values.max()), float(np.percentile(values, 97.0))
+    beyond = highest > 2.0 * most > 0.0
+    rows, steps = np.arange(len(labels)), record.steps
+    # Columns end halfway between the samples.
+    half = np.diff(steps) / 2.0 if len(steps) > 1 else np.array([0.5])
+    ends = steps + np.append(half, half[-1])[: len(steps)]
     image = axes.pcolormesh(
-        _edges(record.steps),
-        np.arange(count + 1) - 0.5,
+        np.append(steps[0] - half[0], ends),
+        np.append(rows, len(rows)) - 0.5,
         matrix,
         cmap=COLOUR_MAP,
         vmin=0.0,
-        vmax=highest,
+        vmax=most if beyond else highest or 1.0,
     )
+    axes.grid(False)
     axes.set_facecolor("0.85")  # Shows through where nothing is defined.
     axes.invert_yaxis()
     axes.set_xlabel("step (updates so far)")
-    axes.set_yticks(np.arange(count), labels, fontsize=7)
+    axes.set_yticks(rows, labels, fontsize=7)
     axes.set_ylabel("layer and its relative depth, nearest the input on top")
     extend = "max" if beyond else "neither"
     return figure.colorbar(image, ax=axes, pad=0.01, extend=extend)
-
-
-def _highest(values: Array) -> tuple[float | None, bool]:
-    """Return the top of the colours, and whether a few values lie above.
-
-    A layer that starts near 0, as a position embedding may, drifts by far more
-    than the others, which would all have one colour.
-    """
-    if not len(values):
-        return 1.0, False
-    highest, most = float(values.max()), float(np.percentile(values, 97.0))
-    if highest > 2.0 * most > 0.0:
-        return most, True
-    return highest or 1.0, False
-
-
-def _edges(steps: Array) -> Array:
-    """Return the borders of the columns: halfway between the samples."""
-    steps = steps.astype("float64")
-    if len(steps) == 1:
-        return np.array([steps[0] - 0.5, steps[0] + 0.5])
-    middle = (steps[1:] + steps[:-1]) / 2.0
-    first, last = 2.0 * steps[0] - middle[0], 2.0 * steps[-1] - middle[-1]
-    return np.concatenate([[first], middle, [last]])

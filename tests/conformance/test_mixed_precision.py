@@ -47,7 +47,7 @@ def test_mixed_precision_pulls_as_the_reference(policy, base):
         model.train_on_batch(x, y)
         twin.train_on_batch(x, y)
     # A last bit of the weights may turn one of their half precision copies.
-    twins.assert_close(
+    networks.assert_close(
         networks.arrays(model.trainable_variables),
         networks.arrays(other.trainable_variables),
         rtol=1e-4,

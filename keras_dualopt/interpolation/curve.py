@@ -1,114 +1,17 @@
-"""Reviewing: the way back to the pretrained weights, and what it changes."""
+"""Measuring a model on the way back, and weighing what was measured."""
 
+import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
-from keras_dualopt.caller import stacklevel
-from keras_dualopt.interpolation.between import Way, find_way, put
-from keras_dualopt.interpolation.metrics import (
-    Rule,
-    check_rule,
-    evaluate,
-    named_data,
-    score,
-)
-from keras_dualopt.settings import check_whole
+from keras_dualopt.interpolation.between import review
 from keras_dualopt.sources import Source
-from keras_dualopt.wrapping import settle
 
-
-def review(
-    model: keras.Model, steps: int = 50, source: Source = None
-) -> Iterator[float]:
-    """Walk the weights back to θ₀ in equal steps; restore them at the end.
-
-    Yields α = 1, 1 − 1/steps, …, 0: 1 is fine-tuned, 0 is pretrained. While it
-    waits at α, the pretrained weights are θ₀ + α (θ − θ₀) as `interpolate` sets
-    them, and the head stays; do with the model what is to be measured there,
-    but do not train it. Leaving the loop early, an error in it, and dropping
-    the iterator restore the weights, too.
-
-    Source: OLOR, "Knowledge Forgetting Test" and Fig. 3, zero-shot reviewing
-    in 50 steps. Differences: it counts α down, the paper its steps up.
-
-    Args:
-        model: A model compiled with `DualOpt(mode="finetune")`; with a
-            `source`, any built model.
-        steps: The number of steps ≥ 1.
-        source: As in `interpolate`.
-
-    Returns:
-        An iterator over `steps` + 1 numbers.
-
-    Memory: two copies of the pretrained weights in main memory.
-
-    Raises:
-        ValueError: If `steps` < 1, or a pretrained weight has no anchor and
-            no value in `source`; in the next step, if the model was trained.
-        TypeError: If `source` is of another kind.
-
-    Example:
-    >>> from keras_dualopt import DualOpt
-    >>> model = keras.Sequential(
-    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
-    ... )
-    >>> model.compile(DualOpt(1e-3), "mse")
-    >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
-    >>> [alpha for alpha in review(model, steps=4)]
-    [1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    check_whole("steps", steps)
-    # Here and not in the generator: an error belongs to the call.
-    return _walk(model, find_way(model, source), steps)
-
-
-def _walk(model: keras.Model, way: Way, steps: int) -> Iterator[float]:
-    tuned, clock = way.present(), _clock(model)
-    try:
-        for step in range(steps + 1):
-            alpha = 1.0 - step / steps
-            if step:
-                put(way.variables, way.at(alpha, tuned))
-            yield alpha
-            if _trained_since(clock, model):
-                raise ValueError(_TRAINED)
-    except GeneratorExit:
-        # Nobody would hear an error when a loop is left early.
-        if _trained_since(clock, model):
-            warnings.warn(_TRAINED, stacklevel=stacklevel())
-        raise
-    finally:
-        put(way.variables, tuned)
-
-
-_TRAINED = (
-    "The model was trained inside of `review`. What its pretrained weights "
-    "learned there is lost: they are what they were before; the head stays as "
-    "it was trained. To train from a point on the way, leave the loop and use "
-    "`interpolate(model, alpha)`, or `copy=True` for a copy."
-)
-
-
-_Clock: TypeAlias = tuple[keras.optimizers.Optimizer | None, int]
-
-
-def _clock(model: keras.Model) -> _Clock:
-    """Return the optimizer that trains a model, and how many steps it took."""
-    settle(model)
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        return None, 0
-    return optimizer, int(keras.ops.convert_to_numpy(optimizer.iterations))
-
-
-def _trained_since(clock: _Clock, model: keras.Model) -> bool:
-    (before, first), (now, steps) = clock, _clock(model)
-    return steps != (first if now is before else 0)
+Rule: TypeAlias = Mapping[str, float] | Callable[[Mapping[str, float]], float]
 
 
 class ReviewCurve:
@@ -231,3 +134,65 @@ def review_curve(
         for name, value in evaluate(model, sets, batch_size).items():
             metrics.setdefault(name, []).append(value)
     return ReviewCurve(alphas, metrics)
+
+
+def named_data(data: Any) -> dict[str, Any]:
+    """Return data sets by name; a single one has the name `""`."""
+    if not isinstance(data, Mapping):
+        return {"": data}
+    if not data or not all(isinstance(n, str) and n for n in data):
+        raise ValueError(
+            "Data must be what `evaluate` takes, or a dict {name: data}. "
+            f"Received: a dict with the keys {list(data)}."
+        )
+    return dict(data)
+
+
+def evaluate(
+    model: keras.Model, data: Mapping[str, Any], batch_size: int | None = None
+) -> dict[str, float]:
+    """Return the metrics on each data set: `accuracy`, or `name_accuracy`."""
+    results = {}
+    for name, one in data.items():
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(one)
+        metrics = model.evaluate(
+            x,
+            y,
+            sample_weight=weights,
+            batch_size=batch_size,
+            verbose=0,
+            return_dict=True,
+        )
+        start = f"{name}_" if name else ""
+        for metric, value in metrics.items():
+            results[f"{start}{metric}"] = float(value)
+    return results
+
+
+def check_rule(rule: object) -> None:
+    """Refuse what cannot weigh metrics."""
+    numbers = isinstance(rule, Mapping) and all(
+        isinstance(weight, int | float) for weight in rule.values()
+    )
+    if not (callable(rule) or (numbers and rule)):
+        raise TypeError(
+            "A rule must be a dict {metric: weight} (negative for a loss) or "
+            "a function of the metrics; the highest value is the best. "
+            f"Received: {type(rule).__name__} {rule!r}."
+        )
+
+
+def score(rule: Rule, metrics: Mapping[str, float]) -> float:
+    """Return how good some metrics are; the higher, the better."""
+    if isinstance(rule, Mapping):
+        value = 0.0
+        for name, weight in rule.items():
+            if name not in metrics:
+                raise ValueError(
+                    f"A rule must weigh some of {sorted(metrics)}. Received: "
+                    f"{name!r}."
+                )
+            value += weight * metrics[name]
+    else:
+        value = float(rule(metrics))
+    return -math.inf if math.isnan(value) else value
