@@ -408,6 +408,87 @@ def choice():
     return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
 
 
+def flipped(inputs):
+    """A function that leaves `keras.ops`, and takes no symbolic tensors."""
+    if isinstance(inputs, keras.KerasTensor):
+        raise TypeError("a tensor of the backend is needed")
+    return keras.ops.flip(inputs, axis=-1)
+
+
+class Refusing(layers.Layer):
+    """Two branches behind what takes no symbolic tensor, or only some do."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.function = flipped
+        self.left = layers.Dense(4, name="left")
+        self.right = layers.Dense(4, name="right")
+
+    def build(self, shape):
+        self.left.build(shape)
+        self.right.build(shape)
+
+    def call(self, inputs):
+        row = keras.ops.mod(keras.ops.argmax(inputs), 2)
+        picked = keras.ops.expand_dims(inputs[row], 0)
+        left = self.left(flipped(picked))
+        return left + self.right(self.function(inputs))
+
+
+def refusing():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    for i in range(2):
+        outputs = Refusing(name=f"refusing_{i}")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
+class Given(layers.Layer):
+    """Calls a layer with a weight of another one, which hands it out."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first = layers.Dense(4, name="first")
+        self.table = Table(name="table")
+        self.scaled = Scaled(name="scaled")
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.table.build(shape)
+        self.scaled.build((*shape[:-1], 4))
+
+    def call(self, inputs):
+        table = self.table(inputs)
+        return self.scaled(self.first(inputs), table)
+
+
+class Table(layers.Layer):
+    """Returns its weight itself."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(4,), name="table")
+
+    def call(self, inputs):
+        return self.table
+
+
+class Scaled(layers.Layer):
+    """Owns a weight, and is given another."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(4,), name="scale")
+
+    def call(self, inputs, table):
+        return inputs * self.scale + table
+
+
+def handed_out():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    outputs = Given(name="given")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
 class TwoInputs(keras.Model):
     """Takes two tensors by position: Keras keeps the first one's shape."""
 

@@ -93,6 +93,19 @@ ORDERS = {
         ],
     ),
     "condition": (networks.choice, ["stem", "yes no", "end"]),
+    "what_takes_no_symbolic_tensors": (
+        networks.refusing,
+        [
+            "stem",
+            "refusing_0/left refusing_0/right",
+            "refusing_1/left refusing_1/right",
+            "end",
+        ],
+    ),
+    "a_weight_handed_to_a_later_layer": (
+        networks.handed_out,
+        ["stem", "first", "table scaled", "end"],
+    ),
     "two_positional_tensors": (
         networks.two_inputs,
         ["image text", "middle", "end"],

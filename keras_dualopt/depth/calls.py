@@ -10,6 +10,7 @@ them.
 import collections
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -97,7 +98,9 @@ class _Calls:
     def add_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add a call of the whole model."""
         model = self._structure.model
-        with hooks.symbolic_calls(self._call, self._either, self._note):
+        with hooks.symbolic_calls(
+            self._call, self._either, self._note
+        ) as self._stack:
             model(*args, **trace.in_inference(model, kwargs))
 
     def _note(self, variable: keras.Variable) -> None:
@@ -114,7 +117,10 @@ class _Calls:
             return self._open(operation, args, kwargs)
         with self._shapes():
             outputs = hooks.outputs_of(operation, args, kwargs)
-        reads = [*self._reads, *self._reads_of(operation, args, kwargs)]
+        handed_out = _variables(outputs)
+        own = self._reads_of(operation, args, kwargs)
+        reads = [*self._reads, *_variables((args, kwargs))]
+        reads += [read for read in own if read not in handed_out]
         end = self._add(reads, self._of(args, kwargs), _adds(operation))
         return self._made(outputs, end)
 
@@ -122,8 +128,7 @@ class _Calls:
         start = len(self.graph.calls)
         outputs = hooks.outputs_of(operation, args, kwargs)
         leaves = keras.tree.flatten((args, kwargs))
-        given = [id(x) for x in leaves if isinstance(x, keras.Variable)]
-        reads = dict.fromkeys([*self._reads, *given])
+        reads = dict.fromkeys([*self._reads, *_variables((args, kwargs))])
         # Of a condition: the layers that its functions have called.
         inside = self.graph.open_ends(start)
         end = tuple(dict.fromkeys([*self._of(args, kwargs), *inside]))
@@ -135,6 +140,8 @@ class _Calls:
 
     def _either(self, condition: Any, first: Any, second: Any) -> Any:
         """Return the outputs of the two branches of a condition as one."""
+        if self._only_shapes:
+            return first
         end = self._of((condition, first, second), {})
         return self._made(first, end)
 
@@ -202,12 +209,28 @@ class _Calls:
             outputs = layer.call(*args, **kwargs)
         except Exception as error:
             self._forget(start, reads)
+            take = functools.partial(self._function, layer, error)
+            if hooks.hand_over_refusing(self._stack, error, layer, take):
+                return self._open(layer, args, kwargs)
             if not self._structure.units_of(layer.weights):
                 outputs = hooks.outputs_of(layer, args, kwargs)
                 return self._made(outputs, self._of(args, kwargs))
-            outputs = self._in_order(layer, args, kwargs, error)
-        end = len(self.graph.calls)
-        earlier.append(_Known(kind, outputs, (start, end)))
+            try:
+                outputs = self._in_order(layer, error, layer.call, args, kwargs)
+            except Exception as refused:
+                self._forget(start, reads)
+                try:
+                    outputs = layer.compute_output_spec(*args, **kwargs)
+                except Exception:
+                    if not hasattr(layer, "output"):
+                        raise error from None
+                    # As it was when a Functional model called it.
+                    outputs = layer.output
+                end = self._of(args, kwargs)
+                end = self.add_as_made(layer, end, _reason(refused))
+                outputs = self._made(outputs, end)
+        last = len(self.graph.calls)
+        earlier.append(_Known(kind, outputs, (start, last)))
         return outputs
 
     def _again(self, known: _Known, args: Any, kwargs: Any) -> Any:
@@ -225,37 +248,46 @@ class _Calls:
         for known in self._known.values():
             known[:] = [k for k in known if k.calls[1] <= start]
 
-    def _in_order(
-        self, layer: keras.layers.Layer, args: Any, kwargs: Any, why: Exception
+    def _function(
+        self,
+        layer: keras.layers.Layer,
+        why: Exception,
+        function: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        """Add what a layer calls in a row, as its own code refuses tensors."""
-        end = self._of(args, kwargs)
-        start, reads = len(self.graph.calls), dict(self._reads)
-        try:
-            with self._shapes():
-                inner, outputs = trace.inner_calls(layer, args, kwargs)
-            end = self._row(inner, end)
-        except Exception as error:
-            self._forget(start, reads)
-            try:
-                outputs = layer.compute_output_spec(*args, **kwargs)
-            except Exception:
-                if not hasattr(layer, "output"):
-                    raise why from None
-                # As it was when a Functional model called it.
-                outputs = layer.output
-            end = self.add_as_made(layer, end, _reason(error))
-        else:
+        """Add a call of a function that takes no symbolic tensors."""
+        leaves = keras.tree.flatten((args, kwargs))
+        if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+            return function(*args, **kwargs)
+        if self._only_shapes:
+            return hooks.run_abstractly(function, args, kwargs)
+        return self._in_order(layer, why, function, args, kwargs)
+
+    def _in_order(
+        self,
+        layer: keras.layers.Layer,
+        why: Exception,
+        function: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        """Add what a layer's code calls, run on the backend's own tensors."""
+        with self._shapes():
+            inner, outputs = trace.inner_calls(function, args, kwargs)
+        count, end = self._row(inner, self._of(args, kwargs))
+        if count > 1:
             made, called = self.doubt
             self.doubt = made, called + 1
             if hooks.package(type(layer)) not in ("keras", "keras_hub"):
                 self._in_a_row[self._path(layer)] = _reason(why)
         return self._made(outputs, end)
 
-    def _row(self, inner: Iterable[Any], end: Sources) -> Sources:
+    def _row(self, inner: Iterable[Any], end: Sources) -> tuple[int, Sources]:
         """Add reads and calls one after another, what is new in each."""
         weights = self._structure.by_variable
         done: set[int] = set()
+        count = 0
         for one in inner:
             call = isinstance(one, trace.Inner)
             reads = [id(w) for w in one.layer.weights] if call else [one]
@@ -263,13 +295,14 @@ class _Calls:
             if units <= done:
                 continue
             done |= units
+            count += 1
             if call:
                 args, kwargs = self._made((one.args, one.kwargs), end)
                 outputs = one.layer(*args, **kwargs)
                 end = self._of((outputs,), {}) or end
             else:
                 end = self._add([one], end)
-        return end
+        return count, end
 
     def add_as_made(
         self, layer: keras.layers.Layer, end: Sources, reason: str
@@ -354,6 +387,12 @@ class _Calls:
                 "`keras.ops`.",
                 stacklevel=stacklevel(),
             )
+
+
+def _variables(values: Any) -> list[int]:
+    """Return the ids of the variables among some values."""
+    leaves = keras.tree.flatten(values)
+    return [id(leaf) for leaf in leaves if isinstance(leaf, keras.Variable)]
 
 
 def _adds(operation: Any) -> bool:

@@ -8,8 +8,12 @@ a public name can do the job, the other files use it (`keras.Function`,
 
 import contextlib
 import functools
+import inspect
+import itertools
 import sys
 import threading
+import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -96,9 +100,10 @@ def producer(tensor: Any) -> Any:
     return history.operation._inbound_nodes[history.node_index]
 
 
-def package(kind: type) -> str:
-    """Return the package that defines a class, such as "keras_hub"."""
-    return kind.__module__.partition(".")[0]
+def package(kind: type | types.ModuleType) -> str:
+    """Return the package of a class or module, such as "keras_hub"."""
+    module = kind.__module__ if isinstance(kind, type) else kind.__name__
+    return module.partition(".")[0]
 
 
 def is_backend_tensor(value: Any) -> bool:
@@ -112,10 +117,16 @@ def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
     What a layer says of the shape of its output is wrong in some packages:
     the calls of layers that are not Keras' own are asked first.
     """
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        return run_abstractly(operation.call, args, kwargs)
+
     ways = [operation.compute_output_spec]
     if package(type(operation)) != "keras":
-        traced = keras.Operation.compute_output_spec
-        ways = [operation.call, functools.partial(traced, operation), *ways]
+        ways = [operation.call, traced, *ways]
+    elif not isinstance(operation, keras.layers.Layer):
+        # An index that is a tensor has no shape by Keras' own rule.
+        ways = [*ways, traced]
     for way in ways[:-1]:
         with contextlib.suppress(Exception):
             outputs = way(*args, **kwargs)
@@ -134,8 +145,22 @@ class _Probe(keras.Operation):
 
 
 def run_abstractly(function: Any, args: Any, kwargs: Any) -> Any:
-    """Run a function on the backend's abstract tensors, assigning nothing."""
-    return _Probe(function).compute_output_spec(*args, **kwargs)
+    """Run a function on the backend's abstract tensors, assigning nothing.
+
+    Keras makes tensors of numbers in containers, which may be sizes: only the
+    symbolic tensors are handed over.
+    """
+    leaves = keras.tree.flatten((args, kwargs))
+    symbolic = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
+
+    def run(*tensors: Any) -> Any:
+        made = dict(zip(map(id, symbolic), tensors, strict=True))
+        a, k = keras.tree.map_structure(
+            lambda leaf: made.get(id(leaf), leaf), (args, kwargs)
+        )
+        return function(*a, **k)
+
+    return _Probe(run).compute_output_spec(*symbolic)
 
 
 @contextlib.contextmanager
@@ -143,8 +168,10 @@ def symbolic_calls(
     call: Callable[[Any, Any, Any], Any],
     either: Callable[[Any, Any, Any], Any],
     read: Callable[[keras.Variable], None],
-) -> Iterator[None]:
+) -> Iterator[contextlib.ExitStack]:
     """Hand over every call on symbolic tensors, and every weight read.
+
+    Yields the stack that ends it.
 
     Args:
         call: Gets an operation or a layer, the arguments and the keyword
@@ -193,7 +220,52 @@ def symbolic_calls(
             stack.callback(setattr, keras.KerasTensor, "__jax_array__", asked)
             del keras.KerasTensor.__jax_array__
         stack.enter_context(keras.StatelessScope())
-        yield
+        yield stack
+
+
+def hand_over_refusing(
+    stack: contextlib.ExitStack,
+    error: Exception,
+    layer: keras.layers.Layer,
+    take: Callable[..., Any],
+) -> bool:
+    """Hand over the function of a layer's package that raised an error.
+
+    Such a function leaves `keras.ops` for the backend, and takes no symbolic
+    tensors. Methods and functions inside of others are passed over: nobody
+    else could call another in their place.
+
+    Args:
+        stack: What puts the original back.
+        error: What its call in the layer's code has raised.
+        layer: The layer.
+        take: Gets the function and the arguments of each call from now on.
+
+    Returns:
+        Whether there is one.
+    """
+    libraries = ("keras", "keras_dualopt", keras.backend.backend())
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for caller, frame in reversed([*itertools.pairwise(frames)]):
+        module = sys.modules.get(frame.f_globals.get("__name__", ""))
+        if module is None or package(module) in libraries:
+            continue
+        code = frame.f_code
+        function = inspect.unwrap(vars(module).get(code.co_name, max))
+        if getattr(function, "__code__", None) is not code:
+            continue
+        users = {module, sys.modules.get(caller.f_globals.get("__name__", ""))}
+        found = [
+            (owner, name)
+            for owner in (*users, layer)
+            for name, value in getattr(owner, "__dict__", {}).items()
+            if value is function
+        ]
+        for owner, name in found:
+            _replaced(stack, owner, name, take)
+        if found:
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -21,7 +21,15 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 # the sides of images. Small ones first: torch may have to compute. Tables of
 # positions may be shorter than a first guess, images and sound too short for
 # the last convolution.
-_OPEN_LENGTHS = ((8, 32), (4, 64), (2, 128), (1, 256), (16, 224), (2048, 512))
+_OPEN_LENGTHS = (
+    (8, 32),
+    (8, 8),
+    (4, 64),
+    (2, 128),
+    (1, 256),
+    (16, 224),
+    (2048, 512),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +66,11 @@ def in_inference(
 
 
 def inner_calls(
-    layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[Inner | int], Any]:
-    """Return what a layer's code calls and reads itself, and its outputs.
+    """Return what a function calls and reads itself, and its outputs.
 
-    Its code runs on the backend's own abstract tensors, where torch has none
+    It runs on the backend's own abstract tensors, where torch has none
     on real ones. A layer or a weight (its id) is named where it is first used.
     """
     found: dict[int, Inner | int] = {}
@@ -85,7 +93,7 @@ def inner_calls(
         # Torch runs what failed on its meta device again on the real one.
         found.clear()
         inside.clear()
-        return layer.call(*args, **kwargs)
+        return function(*args, **kwargs)
 
     with hooks.real_calls(called, read):
         outputs = hooks.run_abstractly(run, args, kwargs)
