@@ -8,40 +8,28 @@ a public name can do the job, the other files use it (`keras.Function`,
 
 import contextlib
 import functools
-import inspect
 import itertools
+import re
 import sys
 import threading
 import traceback
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras.layers import Layer
 
-# A model's own bookkeeping: it holds layers without owning them.
-_BOOKKEEPING = frozenset(
-    {
-        "_functional",
-        "_inbound_nodes",
-        "_layers",
-        "_metrics",
-        "_modules",
-        "_nodes",
-        "_nodes_by_depth",
-        "_non_trainable_variables",
-        "_operations",
-        "_operations_by_depth",
-        "_outbound_nodes",
-        "_seed_generators",
-        "_tracker",
-        "_trainable_variables",
-    }
+# A model's own bookkeeping: it holds layers without owning them. `_self_…` is
+# TensorFlow's own list of everything that is tracked.
+_BOOKKEEPING = re.compile(
+    "_(functional|inbound_nodes|layers|metrics|modules|nodes|nodes_by_depth|"
+    "non_trainable_variables|operations|operations_by_depth|outbound_nodes|"
+    "seed_generators|tracker|trainable_variables|self_.*)"
 )
 
 
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+def own_variables(layer: Layer) -> list[keras.Variable]:
     """Return the weights that a layer holds itself, not through a sublayer."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
@@ -56,7 +44,7 @@ def identity(variable: Any) -> int:
     return id(variable if value is None else value)
 
 
-def tracked_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+def tracked_layers(layer: Layer) -> list[Layer]:
     """Return the sublayers that Keras has seen assigned to a layer."""
     return [*layer._layers]
 
@@ -67,7 +55,7 @@ def nested_models(model: keras.Model) -> list[keras.Model]:
     return [layer for layer in layers if isinstance(layer, keras.Model)]
 
 
-def attributes(layer: keras.layers.Layer) -> Iterator[tuple[str, Any]]:
+def attributes(layer: Layer) -> Iterator[tuple[str, Any]]:
     """Yield a layer's attributes by name, bookkeeping left out.
 
     Sorted, because the order of assignment is not the same on every backend:
@@ -76,8 +64,7 @@ def attributes(layer: keras.layers.Layer) -> Iterator[tuple[str, Any]]:
     own = vars(layer)
     merged = {**own, **(own.get("_modules") or {})}
     for name in sorted(merged):
-        # `_self_…` is TensorFlow's own list of everything that is tracked.
-        if name not in _BOOKKEEPING and not name.startswith("_self_"):
+        if not _BOOKKEEPING.fullmatch(name):
             yield name, merged[name]
 
 
@@ -100,15 +87,23 @@ def producer(tensor: Any) -> Any:
     return history.operation._inbound_nodes[history.node_index]
 
 
-def package(kind: type | types.ModuleType) -> str:
-    """Return the package of a class or module, such as "keras_hub"."""
-    module = kind.__module__ if isinstance(kind, type) else kind.__name__
-    return module.partition(".")[0]
+def package(kind: Any) -> str:
+    """Return the package of a class or a function, such as "keras_hub"."""
+    return str(kind.__module__).partition(".")[0]
 
 
-def is_backend_tensor(value: Any) -> bool:
-    """Tell a tensor of the backend, abstract or real; variables are none."""
-    return keras.ops.is_tensor(value) and not isinstance(value, keras.Variable)
+def fresh(values: Any) -> Any:
+    """Return values with a new symbolic tensor for every tensor in them."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, keras.Variable) or not (
+            isinstance(leaf, keras.KerasTensor) or keras.ops.is_tensor(leaf)
+        ):
+            return leaf
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        return keras.KerasTensor(tuple(leaf.shape), dtype)
+
+    return keras.tree.map_structure(one, values)
 
 
 def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -124,7 +119,7 @@ def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
     ways = [operation.compute_output_spec]
     if package(type(operation)) != "keras":
         ways = [operation.call, traced, *ways]
-    elif not isinstance(operation, keras.layers.Layer):
+    elif not isinstance(operation, Layer):
         # An index that is a tensor has no shape by Keras' own rule.
         ways = [*ways, traced]
     for way in ways[:-1]:
@@ -136,19 +131,12 @@ def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
     return ways[-1](*args, **kwargs)
 
 
-class _Probe(keras.Operation):
-    """A function for Keras to trace: `compute_output_spec` runs it once."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__(name="dualopt_probe")
-        self.call = function
-
-
 def run_abstractly(function: Any, args: Any, kwargs: Any) -> Any:
     """Run a function on the backend's abstract tensors, assigning nothing.
 
-    Keras makes tensors of numbers in containers, which may be sizes: only the
-    symbolic tensors are handed over.
+    Keras would make tensors of numbers in containers, which may be sizes: only
+    symbolic tensors are handed over. Torch, where its meta device fails, runs
+    the function again on real ones.
     """
     leaves = keras.tree.flatten((args, kwargs))
     symbolic = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
@@ -160,7 +148,45 @@ def run_abstractly(function: Any, args: Any, kwargs: Any) -> Any:
         )
         return function(*a, **k)
 
-    return _Probe(run).compute_output_spec(*symbolic)
+    probe = keras.Operation(name="dualopt_probe")
+    probe.call = run
+    return probe.compute_output_spec(*symbolic)
+
+
+def calls_inside(
+    function: Any, args: Any, kwargs: Any
+) -> tuple[list[Any], Any]:
+    """Return what a function calls and reads itself, and its outputs.
+
+    A weight is named by its id, a layer with symbolic tensors for the arguments
+    of its call, where it is first used.
+    """
+    found: dict[int, Any] = {}
+    inside: list[Layer] = []
+
+    def read(variable: keras.Variable) -> None:
+        if not inside:
+            found.setdefault(id(variable), id(variable))
+
+    def called(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not inside and self.weights and id(self) not in found:
+            found[id(self)] = (self, *fresh((args, kwargs)))
+        inside.append(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            inside.pop()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        found.clear()
+        inside.clear()
+        return function(*args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        _note_reads(stack, read)
+        _replaced(stack, Layer, "__call__", called)
+        outputs = run_abstractly(run, args, kwargs)
+    return [*found.values()], outputs
 
 
 @contextlib.contextmanager
@@ -196,7 +222,7 @@ def symbolic_calls(
     ) -> Any:
         return either(condition, *(function() for function in functions))
 
-    layers = sys.modules[keras.layers.Layer.__module__]
+    layers = sys.modules[Layer.__module__]
     conditions = vars(sys.modules[keras.ops.cond.__module__])["Cond"]
     symbolic = vars(keras.KerasTensor)
     with contextlib.ExitStack() as stack:
@@ -205,15 +231,14 @@ def symbolic_calls(
         replace(keras.Operation, "symbolic_call", symbolic_call)
         # JAX would trace both branches, and torch run one.
         replace(conditions, "__call__", branches)
-        if "symbolic_call" in vars(keras.layers.Layer):
-            replace(keras.layers.Layer, "symbolic_call", symbolic_call)
+        if "symbolic_call" in vars(Layer):
+            replace(Layer, "symbolic_call", symbolic_call)
         # The graph of a Functional model keeps every call: not of these.
         if hasattr(layers, "Node"):
             replace(layers, "Node", lambda original, *args, **kwargs: None)
-        for kind in keras.Variable.__mro__:
+        for kind in keras.Variable.__mro__[:-1]:
             for name in _ARITHMETIC & vars(kind).keys():
-                if kind is not object:
-                    replace(kind, name, arithmetic)
+                replace(kind, name, arithmetic)
         # JAX asks it before it lets the symbolic tensor's operators try.
         if "__jax_array__" in symbolic:
             asked = symbolic["__jax_array__"]
@@ -226,14 +251,14 @@ def symbolic_calls(
 def hand_over_refusing(
     stack: contextlib.ExitStack,
     error: Exception,
-    layer: keras.layers.Layer,
+    layer: Layer,
     take: Callable[..., Any],
 ) -> bool:
-    """Hand over the function of a layer's package that raised an error.
+    """Hand over the function that has raised an error in a layer's call.
 
     Such a function leaves `keras.ops` for the backend, and takes no symbolic
-    tensors. Methods and functions inside of others are passed over: nobody
-    else could call another in their place.
+    tensors. It is replaced where its module, its caller's and the layer hold
+    it; not so a method, or a function inside of another.
 
     Args:
         stack: What puts the original back.
@@ -247,17 +272,21 @@ def hand_over_refusing(
     libraries = ("keras", "keras_dualopt", keras.backend.backend())
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for caller, frame in reversed([*itertools.pairwise(frames)]):
-        module = sys.modules.get(frame.f_globals.get("__name__", ""))
-        if module is None or package(module) in libraries:
+        module, user = (
+            sys.modules.get(one.f_globals.get("__name__", ""))
+            for one in (frame, caller)
+        )
+        function = vars(module).get(frame.f_code.co_name) if module else None
+        # It may have been replaced before, for another layer.
+        function = getattr(function, "__wrapped__", function)
+        if (
+            getattr(function, "__code__", None) is not frame.f_code
+            or package(function) in libraries
+        ):
             continue
-        code = frame.f_code
-        function = inspect.unwrap(vars(module).get(code.co_name, max))
-        if getattr(function, "__code__", None) is not code:
-            continue
-        users = {module, sys.modules.get(caller.f_globals.get("__name__", ""))}
         found = [
             (owner, name)
-            for owner in (*users, layer)
+            for owner in {module, user, layer}
             for name, value in getattr(owner, "__dict__", {}).items()
             if value is function
         ]
@@ -269,42 +298,19 @@ def hand_over_refusing(
 
 
 @contextlib.contextmanager
-def real_calls(
-    called: Callable[[Any, Any, Any, Any], Any],
-    read: Callable[[keras.Variable], None],
-) -> Iterator[None]:
-    """Hand over every call of a layer, and every weight read.
-
-    Args:
-        called: Gets a layer, the arguments and keyword arguments of its call,
-            and a function that makes the call.
-        read: Gets each variable whose value is asked for.
-    """
-
-    def layer_call(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        proceed = functools.partial(original, self, *args, **kwargs)
-        return called(self, args, kwargs, proceed)
-
-    with contextlib.ExitStack() as stack:
-        _note_reads(stack, read)
-        _replaced(stack, keras.layers.Layer, "__call__", layer_call)
-        yield
-
-
-@contextlib.contextmanager
 def left_as_it_was(model: keras.Model) -> Iterator[None]:
     """Leave a model's layers as they were, whatever is called meanwhile.
 
     Calling a model empties its losses, and builds what is not built: a layer
     without weights is unbuilt again, one with weights refuses.
     """
-    layers: dict[int, keras.layers.Layer] = {}
-    stack = [model]
-    while stack:
-        layer = stack.pop()
+    layers: dict[int, Layer] = {}
+    queue = [model]
+    while queue:
+        layer = queue.pop()
         if id(layer) not in layers:
             layers[id(layer)] = layer
-            stack.extend(tracked_layers(layer))
+            queue.extend(tracked_layers(layer))
     unbuilt = [layer for layer in layers.values() if not layer.built]
     losses = [
         (layer, [*layer._losses], {*layer._loss_ids})
@@ -325,14 +331,14 @@ def left_as_it_was(model: keras.Model) -> Iterator[None]:
         original(self, name or "traced" if inside else name)
 
     try:
-        with contextlib.ExitStack() as stack_, warnings.catch_warnings():
+        with contextlib.ExitStack() as stack, warnings.catch_warnings():
             # Of the layers, about a call that is not one: and where warnings
             # are errors, they would end the trace.
             warnings.simplefilter("ignore")
-            replace = functools.partial(_replaced, stack_, keras.layers.Layer)
+            replace = functools.partial(_replaced, stack, Layer)
             replace("add_weight", add_weight)
             replace("add_loss", lambda original, self, loss: None)
-            stack_.callback(setattr, keras.Operation, "__init__", original)
+            stack.callback(setattr, keras.Operation, "__init__", original)
             keras.Operation.__init__ = named
             yield
     finally:
