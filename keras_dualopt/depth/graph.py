@@ -15,20 +15,13 @@ Sources = tuple[int, ...]
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """One call of a layer, or a point where tensors meet.
+    """One call of a layer, or a point where tensors meet."""
 
-    Args:
-        units: The units read in this call; none for a layer without weights.
-        inputs: The calls whose results it reads.
-        adds: Whether it adds its inputs up.
-        again: The calls (from, up to) that it makes once more.
-        outputs: The calls that read its result.
-    """
-
-    units: tuple[int, ...]
-    inputs: Sources
-    adds: bool = False
-    again: Sources = ()
+    units: tuple[int, ...]  # What it reads; nothing without weights.
+    inputs: Sources  # The calls whose results it reads.
+    adds: bool = False  # Whether it adds its inputs up.
+    again: Sources = ()  # The calls (from, up to) that it makes once more.
+    # The calls that read its result.
     outputs: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -60,11 +53,7 @@ class Graph:
         del self.calls[start:]
 
     def distances(self, counted: Collection[int]) -> list[tuple[int, int]]:
-        """Return d_in and d_out of every call.
-
-        Args:
-            counted: The units that count as a step on a path.
-        """
+        """Return d_in and d_out of every call, in steps of counted units."""
         steps: list[int] = []
         before: list[int] = []
         for call in self.calls:
@@ -89,10 +78,9 @@ class Graph:
 
     def positions(self, counted: Collection[int]) -> dict[int, Fraction]:
         """Return r of every unit that counts, of all its calls the widest."""
-        places = self._places(counted)
         return {
             unit: Fraction(before, (before + after) or 1)
-            for unit, (before, after) in places.items()
+            for unit, (before, after) in self._places(counted).items()
             if unit in counted
         }
 

@@ -197,14 +197,8 @@ def symbolic_calls(
 ) -> Iterator[contextlib.ExitStack]:
     """Hand over every call on symbolic tensors, and every weight read.
 
-    Yields the stack that ends it.
-
-    Args:
-        call: Gets an operation or a layer, the arguments and the keyword
-            arguments of its call; returns symbolic outputs.
-        either: Gets a condition and what its two branches have returned, as
-            both are taken; returns one of the two.
-        read: Gets each variable whose value is asked for.
+    A condition takes both branches, and `either` returns one's outputs. Yields
+    the stack that ends it all.
     """
 
     def symbolic_call(
@@ -258,16 +252,8 @@ def hand_over_refusing(
 
     Such a function leaves `keras.ops` for the backend, and takes no symbolic
     tensors. It is replaced where its module, its caller's and the layer hold
-    it; not so a method, or a function inside of another.
-
-    Args:
-        stack: What puts the original back.
-        error: What its call in the layer's code has raised.
-        layer: The layer.
-        take: Gets the function and the arguments of each call from now on.
-
-    Returns:
-        Whether there is one.
+    it, until the stack ends; not so a method, or a function inside of another.
+    Returns whether there is one.
     """
     libraries = ("keras", "keras_dualopt", keras.backend.backend())
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -372,13 +358,9 @@ def _note_reads(
 def _replaced(
     stack: contextlib.ExitStack, owner: Any, name: str, function: Any
 ) -> None:
-    """Replace a function in this thread until the stack ends.
+    """Replace a function in this thread, until the stack ends.
 
-    Args:
-        stack: What puts the original back.
-        owner: The class or the module that has it.
-        name: Its name.
-        function: Gets the original and the arguments of the call.
+    The function in its place gets the original and the call's arguments.
     """
     original = vars(owner)[name]
     thread = threading.get_ident()
