@@ -443,6 +443,33 @@ def refusing():
     return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
 
 
+class Loop(layers.Layer):
+    """Calls two layers in the function of a loop over the batch."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.second = layers.Dense(4, name="second")
+        self.first = layers.Dense(4, name="first")
+
+    def build(self, shape):
+        self.first.build((1, shape[-1]))
+        self.second.build((1, 4))
+
+    def one(self, row):
+        row = keras.ops.expand_dims(row, 0)
+        return keras.ops.squeeze(self.second(self.first(row)), 0)
+
+    def call(self, inputs):
+        return keras.ops.map(self.one, inputs)
+
+
+def loop():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    outputs = Loop(name="loop")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
 class Given(layers.Layer):
     """Calls a layer with a weight of another one, which hands it out."""
 
@@ -510,6 +537,17 @@ def two_inputs():
     model = TwoInputs(name="net")
     model(np.zeros((2, 8), "float32"), np.zeros((2, 6), "float32"))
     return model
+
+
+def called_three_times():
+    """A model of three layers, called three times, and two layers."""
+    inputs = layers.Input((4,))
+    outputs = inputs
+    for i in range(3):
+        outputs = layers.Dense(4, name=f"inner_{i}")(outputs)
+    inner = keras.Model(inputs, outputs)
+    outputs = layers.Dense(4, name="after")(inner(inner(inner(inputs))))
+    return keras.Model(inputs, layers.Dense(4, name="end")(outputs))
 
 
 def nested_twice(levels):

@@ -102,6 +102,7 @@ ORDERS = {
             "end",
         ],
     ),
+    "loop": (networks.loop, ["stem", "first", "second", "end"]),
     "a_weight_handed_to_a_later_layer": (
         networks.handed_out,
         ["stem", "first", "table scaled", "end"],
@@ -384,6 +385,11 @@ def test_the_calls_in_a_layer_that_holds_one_layer_count_one_by_one():
     found = depths(layer_depth(model, head=()))
     names = ("stem", "inner", "end")
     assert [of(found, name) for name in names] == [0.0, 1 / 3, 1.0]
+
+
+def test_a_model_that_is_called_again_counts_with_all_its_layers():
+    found = depths(layer_depth(networks.called_three_times(), head=()))
+    assert of(found, "after") == 0.9
 
 
 def test_models_nested_twice_a_level_cost_no_more_than_their_layers(

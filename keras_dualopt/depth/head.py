@@ -9,7 +9,7 @@ import keras
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth.graph import Graph
-from keras_dualopt.depth.structure import Owner, Structure, Weight
+from keras_dualopt.depth.structure import Structure, Weight
 
 
 def find_head(structure: Structure, graph: Graph) -> set[str]:
@@ -188,10 +188,9 @@ def _nested_body(structure: Structure, graph: Graph) -> set[int] | None:
                 and units.isdisjoint(graph.after(other))
             )
         )
-        everything_else = everything - (ends - body)
-        if isinstance(model, keras.Sequential):
-            everything_else = everything
-        enough = _most(model) * len(body) >= len(everything_else)
+        is_sequential = isinstance(model, keras.Sequential)
+        rest = everything if is_sequential else everything - (ends - body)
+        enough = _most(model) * len(body) >= len(rest)
         at_end = body != everything and not graph.after(body)
         if enough and not at_end and len(body) > len(best or ()):
             best = body
@@ -223,17 +222,12 @@ def _nested_models(
     structure: Structure,
 ) -> list[tuple[keras.Model, set[int]]]:
     """Return a model's direct parts that are models with weights."""
-    found = [
-        (owner.layer, set(structure.units_of(owner.layer.weights)))
-        for owner in structure.owners.values()
-        if isinstance(owner.layer, keras.Model) and _is_direct(owner)
-    ]
-    return [(model, units) for model, units in found if units]
-
-
-def _is_direct(owner: Owner) -> bool:
-    """Tell a model's own part from one inside another layer of it."""
-    around = owner.parent
-    if around is not None and isinstance(around.layer, keras.layers.Wrapper):
-        around = around.parent
-    return around is not None and around.parent is None
+    found = []
+    for owner in structure.owners.values():
+        _, *around = owner.chain()
+        if around and isinstance(around[0].layer, keras.layers.Wrapper):
+            del around[0]
+        units = set(structure.units_of(owner.layer.weights))
+        if len(around) == 1 and units and isinstance(owner.layer, keras.Model):
+            found.append((owner.layer, units))
+    return found
