@@ -278,8 +278,7 @@ def test_all_weights_of_a_layer_share_one_depth(name):
 
 
 # Weights that do not lie where they are used, and why.
-EXCEPTIONS = {}
-OLD = {
+EXCEPTIONS = {
     "d_fine": (
         "decoder/(reg_scale|upsampling_factor)",
         "owned by the whole decoder",
