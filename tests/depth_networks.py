@@ -408,6 +408,114 @@ def choice():
     return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
 
 
+def flipped(inputs):
+    """A function that leaves `keras.ops`, and takes no symbolic tensors."""
+    if isinstance(inputs, keras.KerasTensor):
+        raise TypeError("a tensor of the backend is needed")
+    return keras.ops.flip(inputs, axis=-1)
+
+
+class Refusing(layers.Layer):
+    """Two branches behind what takes no symbolic tensor, or only some do."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.function = flipped
+        self.left = layers.Dense(4, name="left")
+        self.right = layers.Dense(4, name="right")
+
+    def build(self, shape):
+        self.left.build(shape)
+        self.right.build(shape)
+
+    def call(self, inputs):
+        row = keras.ops.mod(keras.ops.argmax(inputs), 2)
+        picked = keras.ops.expand_dims(inputs[row], 0)
+        left = self.left(flipped(picked))
+        return left + self.right(self.function(inputs))
+
+
+def refusing():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    for i in range(2):
+        outputs = Refusing(name=f"refusing_{i}")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
+class Loop(layers.Layer):
+    """Calls two layers in the function of a loop over the batch."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.second = layers.Dense(4, name="second")
+        self.first = layers.Dense(4, name="first")
+
+    def build(self, shape):
+        self.first.build((1, shape[-1]))
+        self.second.build((1, 4))
+
+    def one(self, row):
+        row = keras.ops.expand_dims(row, 0)
+        return keras.ops.squeeze(self.second(self.first(row)), 0)
+
+    def call(self, inputs):
+        return keras.ops.map(self.one, inputs)
+
+
+def loop():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    outputs = Loop(name="loop")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
+class Given(layers.Layer):
+    """Calls a layer with a weight of another one, which hands it out."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first = layers.Dense(4, name="first")
+        self.table = Table(name="table")
+        self.scaled = Scaled(name="scaled")
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.table.build(shape)
+        self.scaled.build((*shape[:-1], 4))
+
+    def call(self, inputs):
+        table = self.table(inputs)
+        return self.scaled(self.first(inputs), table)
+
+
+class Table(layers.Layer):
+    """Returns its weight itself."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(4,), name="table")
+
+    def call(self, inputs):
+        return self.table
+
+
+class Scaled(layers.Layer):
+    """Owns a weight, and is given another."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(4,), name="scale")
+
+    def call(self, inputs, table):
+        return inputs * self.scale + table
+
+
+def handed_out():
+    inputs = layers.Input((8,))
+    outputs = layers.Dense(4, name="stem")(inputs)
+    outputs = Given(name="given")(outputs)
+    return keras.Model(inputs, layers.Dense(2, name="end")(outputs))
+
+
 class TwoInputs(keras.Model):
     """Takes two tensors by position: Keras keeps the first one's shape."""
 
@@ -429,6 +537,17 @@ def two_inputs():
     model = TwoInputs(name="net")
     model(np.zeros((2, 8), "float32"), np.zeros((2, 6), "float32"))
     return model
+
+
+def called_three_times():
+    """A model of three layers, called three times, and two layers."""
+    inputs = layers.Input((4,))
+    outputs = inputs
+    for i in range(3):
+        outputs = layers.Dense(4, name=f"inner_{i}")(outputs)
+    inner = keras.Model(inputs, outputs)
+    outputs = layers.Dense(4, name="after")(inner(inner(inner(inputs))))
+    return keras.Model(inputs, layers.Dense(4, name="end")(outputs))
 
 
 def nested_twice(levels):

@@ -93,6 +93,20 @@ ORDERS = {
         ],
     ),
     "condition": (networks.choice, ["stem", "yes no", "end"]),
+    "what_takes_no_symbolic_tensors": (
+        networks.refusing,
+        [
+            "stem",
+            "refusing_0/left refusing_0/right",
+            "refusing_1/left refusing_1/right",
+            "end",
+        ],
+    ),
+    "loop": (networks.loop, ["stem", "first", "second", "end"]),
+    "a_weight_handed_to_a_later_layer": (
+        networks.handed_out,
+        ["stem", "first", "table scaled", "end"],
+    ),
     "two_positional_tensors": (
         networks.two_inputs,
         ["image text", "middle", "end"],
@@ -371,6 +385,11 @@ def test_the_calls_in_a_layer_that_holds_one_layer_count_one_by_one():
     found = depths(layer_depth(model, head=()))
     names = ("stem", "inner", "end")
     assert [of(found, name) for name in names] == [0.0, 1 / 3, 1.0]
+
+
+def test_a_model_that_is_called_again_counts_with_all_its_layers():
+    found = depths(layer_depth(networks.called_three_times(), head=()))
+    assert of(found, "after") == 0.9
 
 
 def test_models_nested_twice_a_level_cost_no_more_than_their_layers(

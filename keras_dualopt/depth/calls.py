@@ -2,69 +2,54 @@
 
 The model is called on symbolic tensors, and so is every layer that hides
 others, down to layers that are one unit: what each call reads is then known,
-parallel branches included, and nothing is computed. A layer whose own code
-refuses symbolic tensors is a chain: its layers in the order in which it calls
-them.
+parallel branches included, and nothing is computed. Code that refuses symbolic
+tensors is run on the backend's own: its layers lie in the order in which it
+calls them.
 """
 
 import collections
 import contextlib
-import dataclasses
+import functools
+import inspect
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras.layers import Layer
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import keras_hooks as hooks
-from keras_dualopt.depth import trace
+from keras_dualopt.depth.arguments import arguments_to_try
 from keras_dualopt.depth.graph import Graph, Sources
 from keras_dualopt.depth.structure import Structure
 
 
 def graph_of_calls(structure: Structure) -> Graph:
-    """Return the graph of a model's layer calls.
-
-    Layers that nothing reads are missing from it.
-    """
-    with hooks.left_as_it_was(structure.model):
-        calls = _calls_of(structure)
-    calls.warn()
-    return calls.graph
-
-
-def _calls_of(structure: Structure) -> "_Calls":
-    """Return the calls of the model; of several lengths, the least doubtful.
+    """Return the graph of a model's layer calls, the least doubtful.
 
     A layer may take some lengths of sequences and images and refuse others.
+    Layers that nothing reads are missing from it.
     """
     best, reason = None, "its inputs are not known"
-    for args, kwargs in trace.arguments_to_try(structure.model):
-        calls = _Calls(structure)
-        try:
-            calls.add_model(args, kwargs)
-        except Exception as error:
-            # Layers raise what they like where a length does not suit.
-            reason = _reason(error)
-            continue
-        if best is None or calls.doubt < best.doubt:
-            best = calls
-        if best.doubt == (0, 0):
-            return best
+    with hooks.left_as_it_was(structure.model):
+        for args, kwargs in arguments_to_try(structure.model):
+            calls = _Calls(structure)
+            try:
+                calls.add_model(args, kwargs)
+            except Exception as error:
+                # Layers raise what they like where a length does not suit.
+                reason = _reason(error)
+                continue
+            if best is None or calls.doubt < best.doubt:
+                best = calls
+            if best.doubt == (0, 0):
+                break
     if best is None:
         best = _Calls(structure)
         best.add_as_made(structure.model, (), reason)
-    return best
-
-
-@dataclasses.dataclass
-class _Known:
-    """An earlier call of a layer: its arguments' kind, outputs and calls."""
-
-    kind: str
-    outputs: Any
-    calls: tuple[int, int]
+    best.warn()
+    return best.graph
 
 
 class _Calls:
@@ -77,28 +62,36 @@ class _Calls:
 
     def __init__(self, structure: Structure) -> None:
         self.graph = Graph()
-        # How many layers are taken in the order in which they were made, and
-        # how many in the one in which they are called.
-        self.doubt = (0, 0)
         self._structure = structure
         # Where tensors come from. They are kept, so that no id comes back.
         self._sources: dict[int, tuple[Any, Sources]] = {}
         # Weights read since the last call; none where only shapes matter.
         self._reads: dict[int, None] = {}
         self._only_shapes = False
-        # What each layer has read or called before.
+        # By layer and the kind of arguments: what a unit has read, and the
+        # outputs and calls of a layer that hides others.
         self._read_by: dict[int, dict[str, tuple[Any, list[int]]]] = (
             collections.defaultdict(dict)
         )
-        self._known: dict[int, list[_Known]] = collections.defaultdict(list)
-        self._untraced: dict[str, str] = {}
+        self._made_by: dict[int, list[Any]] = collections.defaultdict(list)
+        # The layers whose order is a guess, and why.
+        self._as_made: dict[str, str] = {}
         self._in_a_row: dict[str, str] = {}
+
+    @property
+    def doubt(self) -> tuple[int, int]:
+        """How many layers lie as they were made, how many in a row."""
+        return len(self._as_made), len(self._in_a_row)
 
     def add_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add a call of the whole model."""
         model = self._structure.model
-        with hooks.symbolic_calls(self._call, self._either, self._note):
-            model(*args, **trace.in_inference(model, kwargs))
+        if "training" in inspect.signature(model.call).parameters:
+            kwargs = {**kwargs, "training": False}
+        with hooks.symbolic_calls(
+            self._call, self._either, self._note
+        ) as self._stack:
+            model(*args, **kwargs)
 
     def _note(self, variable: keras.Variable) -> None:
         if not self._only_shapes:
@@ -108,51 +101,44 @@ class _Calls:
         """Add a call of a layer or of an operation; return its outputs."""
         if self._only_shapes:
             return hooks.outputs_of(operation, args, kwargs)
-        if not isinstance(operation, keras.layers.Layer):
-            return self._operation(operation, args, kwargs)
-        if not self._is_one(operation):
-            return self._open(operation, args, kwargs)
-        with self._shapes():
+        if not isinstance(operation, Layer):
             outputs = hooks.outputs_of(operation, args, kwargs)
-        reads = [*self._reads, *self._reads_of(operation, args, kwargs)]
-        end = self._add(reads, self._of(args, kwargs), _adds(operation))
-        return self._made(outputs, end)
-
-    def _operation(self, operation: Any, args: Any, kwargs: Any) -> Any:
-        start = len(self.graph.calls)
-        outputs = hooks.outputs_of(operation, args, kwargs)
-        leaves = keras.tree.flatten((args, kwargs))
-        given = [id(x) for x in leaves if isinstance(x, keras.Variable)]
-        reads = dict.fromkeys([*self._reads, *given])
-        # Of a condition: the layers that its functions have called.
-        inside = self.graph.open_ends(start)
-        end = tuple(dict.fromkeys([*self._of(args, kwargs), *inside]))
-        if any(callable(leaf) for leaf in leaves):
+            reads = [*self._reads, *_variables((args, kwargs))]
+        elif self._is_one(operation):
+            with self._shapes():
+                outputs = hooks.outputs_of(operation, args, kwargs)
+            own = self._reads_of(operation, args, kwargs)
+            # What it hands out is read where it is used.
+            later = _variables(outputs)
+            reads = [*self._reads, *_variables((args, kwargs))]
+            reads += [read for read in own if read not in later]
+        else:
+            return self._open(operation, args, kwargs)
+        end = self._of(args, kwargs)
+        if any(map(callable, keras.tree.flatten((args, kwargs)))):
+            # A loop or a scan: in the order in which its function reads them.
             for read in reads:
                 end = self._add([read], end)
-        end = self._add(reads, end, _adds(operation))
-        return self._made(outputs, end)
+        return self._made(outputs, self._add(reads, end, _adds(operation)))
 
     def _either(self, condition: Any, first: Any, second: Any) -> Any:
         """Return the outputs of the two branches of a condition as one."""
-        end = self._of((condition, first, second), {})
-        return self._made(first, end)
+        if self._only_shapes:
+            return first
+        return self._made(first, self._of((condition, first, second)))
 
     # Layers that are one unit.
 
-    def _is_one(self, layer: keras.layers.Layer) -> bool:
+    def _is_one(self, layer: Layer) -> bool:
         """Tell a layer that is one unit from one that holds others."""
         units = [*self._structure.units_of(layer.weights)]
         if len(units) > 1 or isinstance(layer, keras.Model):
             return False
         if hooks.package(type(layer)) == "keras" or hooks.own_variables(layer):
             return True
-        roots = [self._structure.unit_roots[unit].layer for unit in units]
-        return layer in roots
+        return layer in [self._structure.unit_roots[u].layer for u in units]
 
-    def _reads_of(
-        self, layer: keras.layers.Layer, args: Any, kwargs: Any
-    ) -> list[int]:
+    def _reads_of(self, layer: Layer, args: Any, kwargs: Any) -> list[int]:
         """Return the weights that a call of a layer reads.
 
         A weight that is read by a second call alone is a unit of its own: the
@@ -166,19 +152,19 @@ class _Calls:
             earlier[key] = (args, kwargs), own
             if len(earlier) > 1 and len(own) > 1:
                 *before, reads = [
-                    self._traced_reads(layer, *call)
+                    self._traced_reads(layer, own, *call)
                     for call, _ in earlier.values()
                 ]
                 late = {*reads}.difference(*before)
                 weights = self._structure.by_variable
                 self._structure.split([weights[v] for v in own if v in late])
                 earlier[key] = (args, kwargs), reads
-        return earlier[key][1]
+        _, found = earlier[key]
+        return found
 
     def _traced_reads(
-        self, layer: keras.layers.Layer, args: Any, kwargs: Any
+        self, layer: Layer, own: list[int], args: Any, kwargs: Any
     ) -> list[int]:
-        own = [id(weight) for weight in layer.weights]
         kept, self._reads = self._reads, {}
         try:
             hooks.run_abstractly(layer.call, args, kwargs)
@@ -190,94 +176,104 @@ class _Calls:
 
     # Layers that hide others.
 
-    def _open(self, layer: keras.layers.Layer, args: Any, kwargs: Any) -> Any:
+    def _open(self, layer: Layer, args: Any, kwargs: Any) -> Any:
         """Add what a layer calls, or its two first calls once more."""
         kind = _kind((args, kwargs))
-        earlier = self._known[id(layer)]
-        for known in earlier[1:]:
-            if known.kind == kind:
-                return self._again(known, args, kwargs)
+        earlier = self._made_by[id(layer)]
+        for known, outputs, calls in earlier[1:]:
+            if known == kind:
+                return self._again(outputs, calls, args, kwargs)
         start, reads = len(self.graph.calls), dict(self._reads)
         try:
             outputs = layer.call(*args, **kwargs)
         except Exception as error:
             self._forget(start, reads)
+            take = functools.partial(self._function, layer, error)
+            if hooks.hand_over_refusing(self._stack, error, layer, take):
+                return self._open(layer, args, kwargs)
             if not self._structure.units_of(layer.weights):
                 outputs = hooks.outputs_of(layer, args, kwargs)
                 return self._made(outputs, self._of(args, kwargs))
-            outputs = self._in_order(layer, args, kwargs, error)
-        end = len(self.graph.calls)
-        earlier.append(_Known(kind, outputs, (start, end)))
+            try:
+                outputs = self._function(
+                    layer, error, layer.call, *args, **kwargs
+                )
+            except Exception as refused:
+                self._forget(start, reads)
+                try:
+                    outputs = layer.compute_output_spec(*args, **kwargs)
+                except Exception:
+                    if not hasattr(layer, "output"):
+                        raise error from None
+                    # As it was when a Functional model called it.
+                    outputs = layer.output
+                end = self._of(args, kwargs)
+                end = self.add_as_made(layer, end, _reason(refused))
+                outputs = self._made(outputs, end)
+        earlier.append((kind, outputs, (start, len(self.graph.calls))))
         return outputs
 
-    def _again(self, known: _Known, args: Any, kwargs: Any) -> Any:
+    def _again(
+        self, outputs: Any, calls: Sources, args: Any, kwargs: Any
+    ) -> Any:
         """Add a call like an earlier one, in one: nested calls multiply."""
-        calls = self.graph.calls[slice(*known.calls)]
-        units = dict.fromkeys(unit for call in calls for unit in call.units)
-        number = self.graph.add(
-            units, self._of(args, kwargs), again=known.calls
-        )
-        return self._made(known.outputs, (number,))
+        inner = self.graph.calls[slice(*calls)]
+        units = dict.fromkeys(unit for call in inner for unit in call.units)
+        end = self.graph.add(units, self._of(args, kwargs), again=calls)
+        return self._made(outputs, (end,))
 
     def _forget(self, start: int, reads: dict[int, None]) -> None:
         self._reads = dict(reads)
         self.graph.cut(start)
-        for known in self._known.values():
-            known[:] = [k for k in known if k.calls[1] <= start]
+        for earlier in self._made_by.values():
+            earlier[:] = [one for one in earlier if one[2][1] <= start]
 
-    def _in_order(
-        self, layer: keras.layers.Layer, args: Any, kwargs: Any, why: Exception
+    def _function(
+        self,
+        layer: Layer,
+        why: Exception,
+        function: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        """Add what a layer calls in a row, as its own code refuses tensors."""
-        end = self._of(args, kwargs)
-        start, reads = len(self.graph.calls), dict(self._reads)
-        try:
-            with self._shapes():
-                inner, outputs = trace.inner_calls(layer, args, kwargs)
-            end = self._row(inner, end)
-        except Exception as error:
-            self._forget(start, reads)
-            try:
-                outputs = layer.compute_output_spec(*args, **kwargs)
-            except Exception:
-                if not hasattr(layer, "output"):
-                    raise why from None
-                # As it was when a Functional model called it.
-                outputs = layer.output
-            end = self.add_as_made(layer, end, _reason(error))
-        else:
-            made, called = self.doubt
-            self.doubt = made, called + 1
-            if hooks.package(type(layer)) not in ("keras", "keras_hub"):
-                self._in_a_row[self._path(layer)] = _reason(why)
-        return self._made(outputs, end)
+        """Add what code of a layer that refuses symbolic tensors calls.
 
-    def _row(self, inner: Iterable[Any], end: Sources) -> Sources:
-        """Add reads and calls one after another, what is new in each."""
+        It is run on the backend's own tensors. What it calls and reads lies in
+        a row, what is new in each.
+        """
+        leaves = keras.tree.flatten((args, kwargs))
+        if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+            return function(*args, **kwargs)
+        if self._only_shapes:
+            return hooks.run_abstractly(function, args, kwargs)
+        with self._shapes():
+            inner, outputs = hooks.calls_inside(function, args, kwargs)
         weights = self._structure.by_variable
+        end = self._of(args, kwargs)
         done: set[int] = set()
+        count = 0
         for one in inner:
-            call = isinstance(one, trace.Inner)
-            reads = [id(w) for w in one.layer.weights] if call else [one]
-            units = {weights[v].unit for v in reads if v in weights}
+            if isinstance(one, int):
+                units = {weights[one].unit} if one in weights else set()
+            else:
+                units = {*self._structure.units_of(one[0].weights)}
             if units <= done:
                 continue
             done |= units
-            if call:
-                args, kwargs = self._made((one.args, one.kwargs), end)
-                outputs = one.layer(*args, **kwargs)
-                end = self._of((outputs,), {}) or end
-            else:
+            count += 1
+            if isinstance(one, int):
                 end = self._add([one], end)
-        return end
+            else:
+                a, k = self._made(one[1:], end)
+                end = self._of((one[0](*a, **k),)) or end
+        # Keras' own recurrent layers do call one cell after another.
+        if count > 1 and hooks.package(type(layer)) != "keras":
+            self._in_a_row[self._path(layer)] = _reason(why)
+        return self._made(outputs, end)
 
-    def add_as_made(
-        self, layer: keras.layers.Layer, end: Sources, reason: str
-    ) -> Sources:
+    def add_as_made(self, layer: Layer, end: Sources, reason: str) -> Sources:
         """Add the layers of a layer in the order in which they were made."""
-        self._untraced[self._path(layer)] = reason
-        made, called = self.doubt
-        self.doubt = made + 1, called
+        self._as_made[self._path(layer)] = reason
         for unit in self._structure.units_of(layer.weights):
             end = (self.graph.add([unit], end),)
         return end
@@ -285,7 +281,7 @@ class _Calls:
     # Tensors.
 
     def _add(
-        self, reads: Iterable[int], inputs: Sources, adds: bool = False
+        self, reads: list[int], inputs: Sources, adds: bool = False
     ) -> Sources:
         """Add a call that reads some weights; return what it ends in."""
         weights = self._structure.by_variable
@@ -295,7 +291,7 @@ class _Calls:
             return inputs
         return (self.graph.add(units, inputs, adds),)
 
-    def _of(self, args: Any, kwargs: Any) -> Sources:
+    def _of(self, args: Any, kwargs: Any = None) -> Sources:
         """Return where the tensors among some arguments come from."""
         return tuple(
             dict.fromkeys(
@@ -311,7 +307,7 @@ class _Calls:
         What a layer makes of its weights alone is a tensor of the backend, and
         what it hands on is its input.
         """
-        outputs = trace.fresh(outputs)
+        outputs = hooks.fresh(outputs)
         for leaf in keras.tree.flatten(outputs):
             if isinstance(leaf, keras.KerasTensor):
                 self._sources[id(leaf)] = leaf, end
@@ -328,32 +324,39 @@ class _Calls:
 
     # What was not to be known.
 
-    def _path(self, layer: keras.layers.Layer) -> str:
+    def _path(self, layer: Layer) -> str:
         owner = self._structure.owners.get(id(layer))
         name = layer.name if owner is None else owner.path
         return f"{name!r} ({type(layer).__name__})"
 
     def warn(self) -> None:
         """Say which layers' order is a guess, all in one warning."""
-        if self._untraced:
-            warnings.warn(
-                f"The call of {_listed(self._untraced)} could not be traced. "
+        if self._as_made:
+            text = (
+                f"The call of {_listed(self._as_made)} could not be traced. "
                 "Its layers are taken in the order in which they were made. "
                 "Where that is not the order in which they run, the depths "
                 "are wrong, and the head that is found may be: give the "
                 "optimizer `depth=`, or name the head (`head=` of "
-                "`layer_depth` or `bind`).",
-                stacklevel=stacklevel(),
+                "`layer_depth` or `bind`)."
             )
         elif self._in_a_row:
-            warnings.warn(
+            text = (
                 f"The call of {_listed(self._in_a_row)} takes no symbolic "
                 "tensors. Its layers are taken one after another, in the "
                 "order in which it calls them. Where some run side by side, "
                 "give the optimizer `depth=`, or write the call with "
-                "`keras.ops`.",
-                stacklevel=stacklevel(),
+                "`keras.ops`."
             )
+        else:
+            return
+        warnings.warn(text, stacklevel=stacklevel())
+
+
+def _variables(values: Any) -> list[int]:
+    """Return the ids of the variables among some values."""
+    leaves = keras.tree.flatten(values)
+    return [id(leaf) for leaf in leaves if isinstance(leaf, keras.Variable)]
 
 
 def _adds(operation: Any) -> bool:

@@ -19,23 +19,18 @@ from keras_dualopt.depth.layer_depth import layer_depth
 def find_model(variables: Sequence[keras.Variable]) -> keras.Model:
     """Return the model that is being trained, found on the call stack.
 
-    The nearest frame that holds a built model to which all the variables
-    belong; of several in it, one that trains exactly these; in a method of a
-    model, the model itself first. Globals are not searched, but a script's own
-    loop runs in a frame whose locals they are.
-
-    Args:
-        variables: The variables to train; a part of the model's is enough.
-
-    Raises:
-        ValueError: If no frame holds such a model, or one holds several in
-            which the variables have different depths.
+    The nearest frame that holds a built model to which all the variables, or
+    more, belong; of several in it, one that trains exactly these; in a method
+    of a model, the model itself first. Globals are not searched, but a script's
+    own loop runs in a frame whose locals they are.
     """
     wanted = [hooks.identity(variable) for variable in variables]
     for _, names in _on_the_stack():
         found = _in_frame(names, wanted)
-        if not wanted and found != [names.get("self")]:
-            _check_all_built(names)
+        # An empty list may be the one of a model that is not built.
+        sure = wanted or found == [names.get("self")]
+        if not sure and not all(model.built for model in _models(names)):
+            raise no_weights()
         if found:
             return _the_one(found, variables)
     if not variables:
@@ -58,12 +53,6 @@ def no_weights() -> ValueError:
         "(`model(x[:1])`) first. If all of its weights are frozen, name it: "
         "`optimizer.bind(model)`."
     )
-
-
-def _check_all_built(names: Mapping[str, Any]) -> None:
-    """Refuse an empty list where it may be an unbuilt model's."""
-    if not all(model.built for model in _models(names)):
-        raise no_weights()
 
 
 def training_model() -> keras.Model | None:
@@ -100,24 +89,21 @@ def _in_frame(
     for model in _models(names):
         if id(model) not in found and _covers(model, wanted):
             found[id(model)] = model
-    exactly = [m for m in found.values() if _trains(m) == {*wanted}]
+    exactly = [
+        model
+        for model in found.values()
+        if {*map(hooks.identity, model.trainable_variables)} == {*wanted}
+    ]
     return exactly if len(exactly) == 1 else [*found.values()]
 
 
 def _models(names: Mapping[str, Any]) -> Iterator[keras.Model]:
-    for value in [*names.values()]:
-        if isinstance(value, keras.Model):
-            yield value
+    values = [*names.values()]
     owner = names.get("self")
-    if owner is not None and not isinstance(owner, keras.optimizers.Optimizer):
+    if not isinstance(owner, keras.optimizers.Optimizer):
         # A trainer of the user's own that keeps the model as an attribute.
-        for value in [*getattr(owner, "__dict__", {}).values()]:
-            if isinstance(value, keras.Model):
-                yield value
-
-
-def _trains(model: keras.Model) -> set[int]:
-    return {hooks.identity(v) for v in model.trainable_variables}
+        values += getattr(owner, "__dict__", {}).values()
+    yield from (v for v in values if isinstance(v, keras.Model))
 
 
 def _covers(model: keras.Model, wanted: Sequence[int]) -> bool:
@@ -132,7 +118,13 @@ def _the_one(
 ) -> keras.Model:
     if len(found) == 1:
         return found[0]
-    depths = [_depths(model, variables) for model in found]
+    depths = [
+        [
+            (place.relative, place.pretrained)
+            for place in layer_depth(model).place(model, variables)
+        ]
+        for model in found
+    ]
     if all(depth == depths[0] for depth in depths):
         return found[0]
     names = ", ".join(repr(model.name) for model in found)
@@ -141,10 +133,3 @@ def _the_one(
         f"Received: {len(found)} ({names}), in which they lie at different "
         "depths. Say which: `optimizer.bind(model)`."
     )
-
-
-def _depths(
-    model: keras.Model, variables: Sequence[keras.Variable]
-) -> list[tuple[float | None, bool]]:
-    places = layer_depth(model).place(model, variables)
-    return [(place.relative, place.pretrained) for place in places]

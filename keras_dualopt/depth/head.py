@@ -9,16 +9,11 @@ import keras
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth.graph import Graph
-from keras_dualopt.depth.structure import Owner, Structure, Weight
-
-# The head, as keys of weights.
-Head = set[str]
-
-Selector = Any
+from keras_dualopt.depth.structure import Structure, Weight
 
 
-def find_head(structure: Structure, graph: Graph) -> Head:
-    """Return the weights that are most likely new.
+def find_head(structure: Structure, graph: Graph) -> set[str]:
+    """Return the keys of the weights that are most likely new.
 
     What lies outside a KerasHub task's backbone; else what lies outside a
     nested model that is most of this one; else the last layer with weights. A
@@ -31,7 +26,11 @@ def find_head(structure: Structure, graph: Graph) -> Head:
     if _is_hub(model, "Task") and getattr(model, "backbone", None) is not None:
         if _is_hub(model, "CausalLM"):
             return set()
-        body = _pretrained_part(model.backbone)
+        body = model.backbone
+        if _is_hub(body, "SegFormerBackbone"):
+            # It holds its decode head too; what ImageNet presets fill is the
+            # encoder.
+            body = body.image_encoder
         _warn_of_fresh_layers(structure, body)
         inside = {id(weight) for weight in body.weights}
         return {
@@ -44,19 +43,14 @@ def find_head(structure: Structure, graph: Graph) -> Head:
     return {w.key for w in structure.weights if w.unit not in body_units}
 
 
-def select_head(structure: Structure, head: Selector) -> Head:
-    """Return the weights of the layers that a person named.
-
-    Raises:
-        ValueError: If one of them names nothing in this model.
-    """
-    selectors = (
-        head if isinstance(head, list | tuple | set | frozenset) else [head]
-    )
-    chosen: Head = set()
-    for selector in selectors:
+def select_head(structure: Structure, head: Any) -> set[str]:
+    """Return the keys of the weights of the layers that a person named."""
+    several = isinstance(head, list | tuple | set | frozenset)
+    chosen: set[str] = set()
+    for selector in head if several else [head]:
         matches = [*_matches(structure, selector)]
         if not matches:
+            paths = [repr(w.variable.path) for w in structure.weights[-3:]]
             raise ValueError(
                 "`head` must name layers, variables or patterns "
                 "(regular expressions that match the whole path of a weight "
@@ -64,7 +58,7 @@ def select_head(structure: Structure, head: Selector) -> Head:
                 f"{structure.model.name!r}. Received: {_shown(selector)}, "
                 "which names none of its "
                 f"{len(structure.weights)} weights. Paths look like "
-                f"{_examples(structure)}; print(layer_depth(model, head=())) "
+                f"{', '.join(paths)}; print(layer_depth(model, head=())) "
                 "shows all of them."
             )
         # The unit of choice is the layer: a bias is as new as its kernel.
@@ -75,18 +69,20 @@ def select_head(structure: Structure, head: Selector) -> Head:
     return chosen
 
 
-def check_head(model: keras.Model, head: Selector) -> None:
-    """Refuse a head that names nothing in a built model.
-
-    Raises:
-        ValueError: If one of the selectors names nothing in this model.
-    """
+def check_head(model: keras.Model, head: Any) -> None:
+    """Refuse a head that names nothing in a built model."""
     select_head(Structure(model), head)
 
 
-def _matches(structure: Structure, selector: Selector) -> Iterable[Weight]:
+def _matches(structure: Structure, selector: Any) -> Iterable[Weight]:
     if isinstance(selector, str):
-        pattern = _compiled(selector)
+        try:
+            pattern = re.compile(selector)
+        except re.error as error:
+            raise ValueError(
+                "The patterns of `head` must be regular expressions. Received: "
+                f"{selector!r} ({error}). `re.escape` quotes a path."
+            ) from error
         return [
             weight
             for weight in structure.weights
@@ -119,33 +115,12 @@ def _named(structure: Structure, name: str) -> list[Weight]:
     return found[min(found)] if found else []
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            "The patterns of `head` must be regular expressions. Received: "
-            f"{pattern!r} ({error}). `re.escape` quotes a path."
-        ) from error
-
-
-def _shown(selector: Selector) -> str:
+def _shown(selector: Any) -> str:
     if isinstance(selector, keras.Variable):
         return f"the variable {selector.path!r}"
     if isinstance(selector, keras.layers.Layer):
         return f"the layer {selector.name!r}"
     return f"{selector!r}"
-
-
-def _examples(structure: Structure) -> str:
-    paths = [weight.variable.path for weight in structure.weights]
-    return ", ".join(repr(path) for path in paths[-3:])
-
-
-def _some(paths: Iterable[str]) -> str:
-    first, *rest = paths
-    more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
-    return ", ".join([first, *rest[:3]]) + more
 
 
 def _is_hub(model: Any, name: str) -> bool:
@@ -156,31 +131,25 @@ def _is_hub(model: Any, name: str) -> bool:
     )
 
 
-def _pretrained_part(backbone: Any) -> Any:
-    # SegFormer's backbone class holds its decode head too; what ImageNet
-    # presets fill is the encoder.
-    if _is_hub(backbone, "SegFormerBackbone"):
-        return backbone.image_encoder
-    return backbone
-
-
 def _warn_of_fresh_layers(structure: Structure, backbone: Any) -> None:
     """Name layers that a backbone adds round an image encoder."""
     encoder = getattr(backbone, "image_encoder", None)
     if not isinstance(encoder, keras.Model):
         return
-    inside = {id(weight) for weight in encoder.weights}
-    around = {
-        weight.owner.path: None
+    outside = {*map(id, backbone.weights)}.difference(map(id, encoder.weights))
+    around = dict.fromkeys(
+        weight.owner.path
         for weight in structure.weights
-        if id(weight.variable) not in inside
-        and id(weight.variable) in {id(w) for w in backbone.weights}
-    }
+        if id(weight.variable) in outside
+    )
     if around:
+        some = ", ".join([*around][:4])
+        if len(around) > 4:
+            some += f" and {len(around) - 4} more"
         warnings.warn(
             f"{type(backbone).__name__} holds layers round its image encoder "
             "that may be fresh, which nothing on the model tells. They are "
-            f"taken for pretrained: {_some(around)}. If only the encoder "
+            f"taken for pretrained: {some}. If only the encoder "
             "was pretrained, name them in `head=` (of `layer_depth` or "
             "`bind`).",
             stacklevel=stacklevel(),
@@ -219,10 +188,9 @@ def _nested_body(structure: Structure, graph: Graph) -> set[int] | None:
                 and units.isdisjoint(graph.after(other))
             )
         )
-        everything_else = everything - (ends - body)
-        if isinstance(model, keras.Sequential):
-            everything_else = everything
-        enough = _most(model) * len(body) >= len(everything_else)
+        is_sequential = isinstance(model, keras.Sequential)
+        rest = everything if is_sequential else everything - (ends - body)
+        enough = _most(model) * len(body) >= len(rest)
         at_end = body != everything and not graph.after(body)
         if enough and not at_end and len(body) > len(best or ()):
             best = body
@@ -254,17 +222,12 @@ def _nested_models(
     structure: Structure,
 ) -> list[tuple[keras.Model, set[int]]]:
     """Return a model's direct parts that are models with weights."""
-    found = [
-        (owner.layer, set(structure.units_of(owner.layer.weights)))
-        for owner in structure.owners.values()
-        if isinstance(owner.layer, keras.Model) and _is_direct(owner)
-    ]
-    return [(model, units) for model, units in found if units]
-
-
-def _is_direct(owner: Owner) -> bool:
-    """Tell a model's own part from one inside another layer of it."""
-    around = owner.parent
-    if around is not None and isinstance(around.layer, keras.layers.Wrapper):
-        around = around.parent
-    return around is not None and around.parent is None
+    found = []
+    for owner in structure.owners.values():
+        _, *around = owner.chain()
+        if around and isinstance(around[0].layer, keras.layers.Wrapper):
+            del around[0]
+        units = set(structure.units_of(owner.layer.weights))
+        if len(around) == 1 and units and isinstance(owner.layer, keras.Model):
+            found.append((owner.layer, units))
+    return found

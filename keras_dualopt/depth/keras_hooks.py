@@ -8,36 +8,28 @@ a public name can do the job, the other files use it (`keras.Function`,
 
 import contextlib
 import functools
+import itertools
+import re
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras.layers import Layer
 
-# A model's own bookkeeping: it holds layers without owning them.
-_BOOKKEEPING = frozenset(
-    {
-        "_functional",
-        "_inbound_nodes",
-        "_layers",
-        "_metrics",
-        "_modules",
-        "_nodes",
-        "_nodes_by_depth",
-        "_non_trainable_variables",
-        "_operations",
-        "_operations_by_depth",
-        "_outbound_nodes",
-        "_seed_generators",
-        "_tracker",
-        "_trainable_variables",
-    }
+# A model's own bookkeeping: it holds layers without owning them. `_self_…` is
+# TensorFlow's own list of everything that is tracked.
+_BOOKKEEPING = re.compile(
+    "_(functional|inbound_nodes|layers|metrics|modules|nodes|nodes_by_depth|"
+    "non_trainable_variables|operations|operations_by_depth|outbound_nodes|"
+    "seed_generators|tracker|trainable_variables|self_.*)"
 )
 
 
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+def own_variables(layer: Layer) -> list[keras.Variable]:
     """Return the weights that a layer holds itself, not through a sublayer."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
@@ -52,7 +44,7 @@ def identity(variable: Any) -> int:
     return id(variable if value is None else value)
 
 
-def tracked_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+def tracked_layers(layer: Layer) -> list[Layer]:
     """Return the sublayers that Keras has seen assigned to a layer."""
     return [*layer._layers]
 
@@ -63,7 +55,7 @@ def nested_models(model: keras.Model) -> list[keras.Model]:
     return [layer for layer in layers if isinstance(layer, keras.Model)]
 
 
-def attributes(layer: keras.layers.Layer) -> Iterator[tuple[str, Any]]:
+def attributes(layer: Layer) -> Iterator[tuple[str, Any]]:
     """Yield a layer's attributes by name, bookkeeping left out.
 
     Sorted, because the order of assignment is not the same on every backend:
@@ -72,8 +64,7 @@ def attributes(layer: keras.layers.Layer) -> Iterator[tuple[str, Any]]:
     own = vars(layer)
     merged = {**own, **(own.get("_modules") or {})}
     for name in sorted(merged):
-        # `_self_…` is TensorFlow's own list of everything that is tracked.
-        if name not in _BOOKKEEPING and not name.startswith("_self_"):
+        if not _BOOKKEEPING.fullmatch(name):
             yield name, merged[name]
 
 
@@ -96,14 +87,23 @@ def producer(tensor: Any) -> Any:
     return history.operation._inbound_nodes[history.node_index]
 
 
-def package(kind: type) -> str:
-    """Return the package that defines a class, such as "keras_hub"."""
-    return kind.__module__.partition(".")[0]
+def package(kind: Any) -> str:
+    """Return the package of a class or a function, such as "keras_hub"."""
+    return str(kind.__module__).partition(".")[0]
 
 
-def is_backend_tensor(value: Any) -> bool:
-    """Tell a tensor of the backend, abstract or real; variables are none."""
-    return keras.ops.is_tensor(value) and not isinstance(value, keras.Variable)
+def fresh(values: Any) -> Any:
+    """Return values with a new symbolic tensor for every tensor in them."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, keras.Variable) or not (
+            isinstance(leaf, keras.KerasTensor) or keras.ops.is_tensor(leaf)
+        ):
+            return leaf
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        return keras.KerasTensor(tuple(leaf.shape), dtype)
+
+    return keras.tree.map_structure(one, values)
 
 
 def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -112,10 +112,16 @@ def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
     What a layer says of the shape of its output is wrong in some packages:
     the calls of layers that are not Keras' own are asked first.
     """
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        return run_abstractly(operation.call, args, kwargs)
+
     ways = [operation.compute_output_spec]
     if package(type(operation)) != "keras":
-        traced = keras.Operation.compute_output_spec
-        ways = [operation.call, functools.partial(traced, operation), *ways]
+        ways = [operation.call, traced, *ways]
+    elif not isinstance(operation, Layer):
+        # An index that is a tensor has no shape by Keras' own rule.
+        ways = [*ways, traced]
     for way in ways[:-1]:
         with contextlib.suppress(Exception):
             outputs = way(*args, **kwargs)
@@ -125,17 +131,62 @@ def outputs_of(operation: Any, args: Any, kwargs: Any) -> Any:
     return ways[-1](*args, **kwargs)
 
 
-class _Probe(keras.Operation):
-    """A function for Keras to trace: `compute_output_spec` runs it once."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__(name="dualopt_probe")
-        self.call = function
-
-
 def run_abstractly(function: Any, args: Any, kwargs: Any) -> Any:
-    """Run a function on the backend's abstract tensors, assigning nothing."""
-    return _Probe(function).compute_output_spec(*args, **kwargs)
+    """Run a function on the backend's abstract tensors, assigning nothing.
+
+    Keras would make tensors of numbers in containers, which may be sizes: only
+    symbolic tensors are handed over. Torch, where its meta device fails, runs
+    the function again on real ones.
+    """
+    leaves = keras.tree.flatten((args, kwargs))
+    symbolic = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
+
+    def run(*tensors: Any) -> Any:
+        made = dict(zip(map(id, symbolic), tensors, strict=True))
+        a, k = keras.tree.map_structure(
+            lambda leaf: made.get(id(leaf), leaf), (args, kwargs)
+        )
+        return function(*a, **k)
+
+    probe = keras.Operation(name="dualopt_probe")
+    probe.call = run
+    return probe.compute_output_spec(*symbolic)
+
+
+def calls_inside(
+    function: Any, args: Any, kwargs: Any
+) -> tuple[list[Any], Any]:
+    """Return what a function calls and reads itself, and its outputs.
+
+    A weight is named by its id, a layer with symbolic tensors for the arguments
+    of its call, where it is first used.
+    """
+    found: dict[int, Any] = {}
+    inside: list[Layer] = []
+
+    def read(variable: keras.Variable) -> None:
+        if not inside:
+            found.setdefault(id(variable), id(variable))
+
+    def called(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not inside and self.weights and id(self) not in found:
+            found[id(self)] = (self, *fresh((args, kwargs)))
+        inside.append(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            inside.pop()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        found.clear()
+        inside.clear()
+        return function(*args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        _note_reads(stack, read)
+        _replaced(stack, Layer, "__call__", called)
+        outputs = run_abstractly(run, args, kwargs)
+    return [*found.values()], outputs
 
 
 @contextlib.contextmanager
@@ -143,15 +194,11 @@ def symbolic_calls(
     call: Callable[[Any, Any, Any], Any],
     either: Callable[[Any, Any, Any], Any],
     read: Callable[[keras.Variable], None],
-) -> Iterator[None]:
+) -> Iterator[contextlib.ExitStack]:
     """Hand over every call on symbolic tensors, and every weight read.
 
-    Args:
-        call: Gets an operation or a layer, the arguments and the keyword
-            arguments of its call; returns symbolic outputs.
-        either: Gets a condition and what its two branches have returned, as
-            both are taken; returns one of the two.
-        read: Gets each variable whose value is asked for.
+    A condition takes both branches, and `either` returns one's outputs. Yields
+    the stack that ends it all.
     """
 
     def symbolic_call(
@@ -169,7 +216,7 @@ def symbolic_calls(
     ) -> Any:
         return either(condition, *(function() for function in functions))
 
-    layers = sys.modules[keras.layers.Layer.__module__]
+    layers = sys.modules[Layer.__module__]
     conditions = vars(sys.modules[keras.ops.cond.__module__])["Cond"]
     symbolic = vars(keras.KerasTensor)
     with contextlib.ExitStack() as stack:
@@ -178,45 +225,62 @@ def symbolic_calls(
         replace(keras.Operation, "symbolic_call", symbolic_call)
         # JAX would trace both branches, and torch run one.
         replace(conditions, "__call__", branches)
-        if "symbolic_call" in vars(keras.layers.Layer):
-            replace(keras.layers.Layer, "symbolic_call", symbolic_call)
+        if "symbolic_call" in vars(Layer):
+            replace(Layer, "symbolic_call", symbolic_call)
         # The graph of a Functional model keeps every call: not of these.
         if hasattr(layers, "Node"):
             replace(layers, "Node", lambda original, *args, **kwargs: None)
-        for kind in keras.Variable.__mro__:
+        for kind in keras.Variable.__mro__[:-1]:
             for name in _ARITHMETIC & vars(kind).keys():
-                if kind is not object:
-                    replace(kind, name, arithmetic)
+                replace(kind, name, arithmetic)
         # JAX asks it before it lets the symbolic tensor's operators try.
         if "__jax_array__" in symbolic:
             asked = symbolic["__jax_array__"]
             stack.callback(setattr, keras.KerasTensor, "__jax_array__", asked)
             del keras.KerasTensor.__jax_array__
         stack.enter_context(keras.StatelessScope())
-        yield
+        yield stack
 
 
-@contextlib.contextmanager
-def real_calls(
-    called: Callable[[Any, Any, Any, Any], Any],
-    read: Callable[[keras.Variable], None],
-) -> Iterator[None]:
-    """Hand over every call of a layer, and every weight read.
+def hand_over_refusing(
+    stack: contextlib.ExitStack,
+    error: Exception,
+    layer: Layer,
+    take: Callable[..., Any],
+) -> bool:
+    """Hand over the function that has raised an error in a layer's call.
 
-    Args:
-        called: Gets a layer, the arguments and keyword arguments of its call,
-            and a function that makes the call.
-        read: Gets each variable whose value is asked for.
+    Such a function leaves `keras.ops` for the backend, and takes no symbolic
+    tensors. It is replaced where its module, its caller's and the layer hold
+    it, until the stack ends; not so a method, or a function inside of another.
+    Returns whether there is one.
     """
-
-    def layer_call(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        proceed = functools.partial(original, self, *args, **kwargs)
-        return called(self, args, kwargs, proceed)
-
-    with contextlib.ExitStack() as stack:
-        _note_reads(stack, read)
-        _replaced(stack, keras.layers.Layer, "__call__", layer_call)
-        yield
+    libraries = ("keras", "keras_dualopt", keras.backend.backend())
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for caller, frame in reversed([*itertools.pairwise(frames)]):
+        module, user = (
+            sys.modules.get(one.f_globals.get("__name__", ""))
+            for one in (frame, caller)
+        )
+        function = vars(module).get(frame.f_code.co_name) if module else None
+        # It may have been replaced before, for another layer.
+        function = getattr(function, "__wrapped__", function)
+        if (
+            getattr(function, "__code__", None) is not frame.f_code
+            or package(function) in libraries
+        ):
+            continue
+        found = [
+            (owner, name)
+            for owner in {module, user, layer}
+            for name, value in getattr(owner, "__dict__", {}).items()
+            if value is function
+        ]
+        for owner, name in found:
+            _replaced(stack, owner, name, take)
+        if found:
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -226,13 +290,13 @@ def left_as_it_was(model: keras.Model) -> Iterator[None]:
     Calling a model empties its losses, and builds what is not built: a layer
     without weights is unbuilt again, one with weights refuses.
     """
-    layers: dict[int, keras.layers.Layer] = {}
-    stack = [model]
-    while stack:
-        layer = stack.pop()
+    layers: dict[int, Layer] = {}
+    queue = [model]
+    while queue:
+        layer = queue.pop()
         if id(layer) not in layers:
             layers[id(layer)] = layer
-            stack.extend(tracked_layers(layer))
+            queue.extend(tracked_layers(layer))
     unbuilt = [layer for layer in layers.values() if not layer.built]
     losses = [
         (layer, [*layer._losses], {*layer._loss_ids})
@@ -253,14 +317,14 @@ def left_as_it_was(model: keras.Model) -> Iterator[None]:
         original(self, name or "traced" if inside else name)
 
     try:
-        with contextlib.ExitStack() as stack_, warnings.catch_warnings():
+        with contextlib.ExitStack() as stack, warnings.catch_warnings():
             # Of the layers, about a call that is not one: and where warnings
             # are errors, they would end the trace.
             warnings.simplefilter("ignore")
-            replace = functools.partial(_replaced, stack_, keras.layers.Layer)
+            replace = functools.partial(_replaced, stack, Layer)
             replace("add_weight", add_weight)
             replace("add_loss", lambda original, self, loss: None)
-            stack_.callback(setattr, keras.Operation, "__init__", original)
+            stack.callback(setattr, keras.Operation, "__init__", original)
             keras.Operation.__init__ = named
             yield
     finally:
@@ -294,13 +358,9 @@ def _note_reads(
 def _replaced(
     stack: contextlib.ExitStack, owner: Any, name: str, function: Any
 ) -> None:
-    """Replace a function in this thread until the stack ends.
+    """Replace a function in this thread, until the stack ends.
 
-    Args:
-        stack: What puts the original back.
-        owner: The class or the module that has it.
-        name: Its name.
-        function: Gets the original and the arguments of the call.
+    The function in its place gets the original and the call's arguments.
     """
     original = vars(owner)[name]
     thread = threading.get_ident()

@@ -18,17 +18,11 @@ from keras_dualopt.depth import keras_hooks as hooks
 
 @dataclasses.dataclass(eq=False)
 class Owner:
-    """A layer, and where in the model it is.
-
-    Args:
-        layer: The layer.
-        key: Its place, from the model down: graph positions and attributes.
-        parent: The layer that holds it.
-    """
+    """A layer, and where in the model it is."""
 
     layer: keras.layers.Layer
-    key: str
-    parent: "Owner | None"
+    key: str  # From the model down: graph positions and attributes.
+    parent: "Owner | None"  # The layer that holds it.
 
     @property
     def path(self) -> str:
@@ -45,20 +39,12 @@ class Owner:
 
 @dataclasses.dataclass(eq=False)
 class Weight:
-    """A weight of the model.
-
-    Args:
-        variable: The Keras variable.
-        key: Its place in the model, unique in it.
-        owner: The layer that owns it directly.
-        unit: The number of the unit it belongs to: weights of one unit share
-            one depth.
-    """
+    """A weight of the model."""
 
     variable: keras.Variable
-    key: str
-    owner: Owner
-    unit: int
+    key: str  # Its place in the model, unique in it.
+    owner: Owner  # The layer that owns it directly.
+    unit: int  # Weights of one unit share one depth.
 
 
 class Structure:
@@ -71,9 +57,7 @@ class Structure:
         self.by_variable: dict[int, Weight] = {}
         self.unit_roots: list[Owner] = []
         self._units: dict[int, int] = {}
-        self._wanted = {id(weight) for weight in model.weights}
         self._walk()
-        self._own_the_rest()
 
     def new_unit(self, root: Owner) -> int:
         """Return the number of a new unit."""
@@ -97,12 +81,19 @@ class Structure:
 
     def _walk(self) -> None:
         # Breadth first: a layer is known by the shortest way to it.
+        left = {id(weight): weight for weight in self.model.weights}
         root = Owner(self.model, "", None)
         self.owners[id(self.model)] = root
         queue = collections.deque([root])
         while queue:
             owner = queue.popleft()
-            self._own(owner)
+            own = [
+                left.pop(id(variable))
+                for variable in hooks.own_variables(owner.layer)
+                if id(variable) in left
+            ]
+            for name, variable in _named_variables(owner.layer, own):
+                self._add(variable, _join(owner.key, name), owner)
             names: set[str] = set()
             for name, layer in _children(owner.layer):
                 if id(layer) in self.owners:
@@ -111,17 +102,9 @@ class Structure:
                 child = Owner(layer, _join(owner.key, name), owner)
                 self.owners[id(layer)] = child
                 queue.append(child)
-
-    def _own(self, owner: Owner) -> None:
-        variables = [
-            variable
-            for variable in hooks.own_variables(owner.layer)
-            if id(variable) in self._wanted
-            and id(variable) not in self.by_variable
-        ]
-        names = _variable_names(owner.layer, variables)
-        for name, variable in zip(names, variables, strict=True):
-            self._add(variable, _join(owner.key, name), owner)
+        for index, variable in enumerate(self.model.weights):
+            if id(variable) in left:
+                self._add(variable, f"weights.{index}", root)
 
     def _add(self, variable: keras.Variable, key: str, owner: Owner) -> None:
         root = _unit_root(owner)
@@ -130,12 +113,6 @@ class Structure:
         weight = Weight(variable, key, owner, self._units[id(root)])
         self.weights.append(weight)
         self.by_variable[id(variable)] = weight
-
-    def _own_the_rest(self) -> None:
-        root = self.owners[id(self.model)]
-        for index, variable in enumerate(self.model.weights):
-            if id(variable) not in self.by_variable:
-                self._add(variable, f"weights.{index}", root)
 
 
 def graph_operations(graph: Any) -> list[Any]:
@@ -165,15 +142,15 @@ def _children(
     layer: keras.layers.Layer,
 ) -> Iterator[tuple[str, keras.layers.Layer]]:
     graph = hooks.graph_of(layer)
+    in_order: list[Any] = []
     if graph is not None:
-        # Layers without weights are left out of the count: a copy may lack
-        # an input layer or have another.
-        operations = graph_operations(graph)
-        found = [o for o in operations if getattr(o, "weights", None)]
-        yield from ((str(i), inner) for i, inner in enumerate(found))
+        in_order = graph_operations(graph)
     elif isinstance(layer, keras.Sequential):
-        with_weights = [inner for inner in layer.layers if inner.weights]
-        yield from ((str(i), inner) for i, inner in enumerate(with_weights))
+        in_order = layer.layers
+    # Layers without weights are left out of the count: a copy may lack an
+    # input layer or have another.
+    with_weights = [one for one in in_order if getattr(one, "weights", None)]
+    yield from ((str(i), inner) for i, inner in enumerate(with_weights))
     for place, inner in _held(layer, keras.layers.Layer):
         if inner.weights:
             yield place, inner
@@ -200,10 +177,10 @@ def _leaves(value: Any, name: str, kind: type) -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{name}.{index}", kind)
 
 
-def _variable_names(
+def _named_variables(
     layer: keras.layers.Layer, variables: list[keras.Variable]
-) -> list[str]:
-    """Return a name for each variable, unique in its layer.
+) -> Iterator[tuple[str, keras.Variable]]:
+    """Yield each variable with a name that is unique in its layer.
 
     The attribute rather than the variable's name, which may be automatic.
     """
@@ -211,10 +188,9 @@ def _variable_names(
     for name, variable in _held(layer, keras.Variable):
         names.setdefault(id(variable), name)
     used: set[str] = set()
-    return [
-        _unused(names.get(id(variable), f"variables.{index}"), used)
-        for index, variable in enumerate(variables)
-    ]
+    for index, variable in enumerate(variables):
+        name = names.get(id(variable), f"variables.{index}")
+        yield _unused(name, used), variable
 
 
 def _unused(name: str, used: set[str]) -> str:

@@ -55,7 +55,10 @@ class LayerDepth:
         headless: bool = False,
     ) -> None:
         self._rows = tuple(
-            row if isinstance(row, DepthRow) else _row(row) for row in rows
+            row
+            if isinstance(row, DepthRow)
+            else DepthRow(**{**row, "shape": tuple(row["shape"])})
+            for row in rows
         )
         self._headless = bool(headless)
 
@@ -97,24 +100,20 @@ class LayerDepth:
             )
         structure = Structure(model)
         by_key = {row.key: row for row in self._rows}
-        by_layer: dict[str, DepthRow] = {}
-        for row in self._rows:
-            by_layer.setdefault(_layer_key(row.key), row)
+        by_layer = {_layer_key(row.key): row for row in self._rows[::-1]}
         self._check_fits(structure, by_layer)
-        places = []
-        for variable in variables:
-            weight = _weight_of(structure, variable)
+
+        def placed(weight: Weight) -> DepthRow:
             row = by_key.get(weight.key) or by_layer[_layer_key(weight.key)]
-            places.append(
-                dataclasses.replace(
-                    row,
-                    path=variable.path,
-                    layer=weight.owner.path,
-                    shape=tuple(variable.shape),
-                    key=weight.key,
-                )
+            return dataclasses.replace(
+                row,
+                path=weight.variable.path,
+                layer=weight.owner.path,
+                shape=tuple(weight.variable.shape),
+                key=weight.key,
             )
-        return places
+
+        return [placed(_weight_of(structure, v)) for v in variables]
 
     def _check_fits(
         self, structure: Structure, by_layer: Mapping[str, DepthRow]
@@ -186,30 +185,19 @@ class LayerDepth:
                     f"{row.path} {row.shape}",
                 )
             )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        a, b, c, d, _ = (
+            max(map(len, column)) for column in zip(*lines, strict=True)
+        )
         return "\n".join(
-            "  ".join(
-                cell.rjust(width) if column < 2 else cell.ljust(width)
-                for column, (cell, width) in enumerate(
-                    zip(line, widths, strict=True)
-                )
-            ).rstrip()
-            for line in lines
+            f"{index:>{a}}  {relative:>{b}}  {yes:{c}}  {layer:{d}}  {weight}"
+            for index, relative, yes, layer, weight in lines
         )
 
 
 def place_keys(
     model: keras.Model, variables: Sequence[keras.Variable]
 ) -> list[str]:
-    """Return the `DepthRow.key` of each variable, without finding depths.
-
-    Args:
-        model: A built model.
-        variables: Weights of it, in any order.
-
-    Raises:
-        ValueError: For a variable that is not one of the model's weights.
-    """
+    """Return the `DepthRow.key` of each weight, without finding depths."""
     structure = Structure(model)
     return [_weight_of(structure, variable).key for variable in variables]
 
@@ -242,10 +230,6 @@ def _layer_key(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def _row(config: Mapping[str, Any]) -> DepthRow:
-    return DepthRow(**{**config, "shape": tuple(config["shape"])})
-
-
 # Depths that a person wrote down: a dict of patterns.
 
 
@@ -255,21 +239,15 @@ def depth_from_patterns(
     model: keras.Model | None = None,
     aliases: Mapping[int, str] | None = None,
 ) -> LayerDepth:
-    """Return the depths that a dict gives to variables.
+    """Return the depths that `DualOpt`'s `depth`, a dict, gives to variables.
 
     Args:
-        patterns: Regular expression, matched in full against the variable's
-            path → relative depth in [0, 1], or `None` for a variable that was
-            not pretrained and is never pulled. The first match wins.
+        patterns: The dict: every pattern must win a variable.
         variables: The variables to place: each must match a pattern.
         model: The model that owns them, if it is known. A pattern may win one
             of its frozen weights alone, and the table has all of its weights.
         aliases: The paths that patterns speak of, by the variable's id, where
             they are not today's.
-
-    Raises:
-        ValueError: For a pattern that wins nothing, or a variable that no
-            pattern matches.
     """
     aliases = aliases or {}
     everything = [*variables] if model is None else [*model.weights]
@@ -293,22 +271,21 @@ def depth_from_patterns(
         if pattern not in winners.values():
             raise ValueError(_wins_nothing(pattern, everything))
     values = sorted({value for value in patterns.values() if value is not None})
-    rows = []
-    for key, variable in zip(keys, everything, strict=True):
+
+    def row(key: str, variable: keras.Variable) -> DepthRow:
         winner = winners[id(variable)]
         value = None if winner is None else patterns[winner]
-        rows.append(
-            DepthRow(
-                path=variable.path,
-                layer=variable.path.rpartition("/")[0] or variable.path,
-                index=None if value is None else values.index(value),
-                relative=value,
-                pretrained=value is not None,
-                shape=tuple(variable.shape),
-                key=key,
-            )
+        return DepthRow(
+            path=variable.path,
+            layer=variable.path.rpartition("/")[0] or variable.path,
+            index=None if value is None else values.index(value),
+            relative=value,
+            pretrained=value is not None,
+            shape=tuple(variable.shape),
+            key=key,
         )
-    return LayerDepth(rows)
+
+    return LayerDepth(map(row, keys, everything))
 
 
 def _wins_nothing(pattern: str, variables: Sequence[keras.Variable]) -> str:

@@ -285,7 +285,11 @@ EXCEPTIONS = {
     ),
     "rwkv7": (
         ".*/RWKV_TIME_MIX/(k_k|r_k|(key|receptance)/.*)",
-        "owned by the whole time mix, whose layers are known in a row",
+        "owned by the whole time mix",
+    ),
+    "sam3": (
+        "sam3_detr_decoder/(presence_token|query_embed|reference_points)/.*",
+        "read from their layers, and used behind layers that read nothing else",
     ),
 }
 
