@@ -82,6 +82,11 @@ class Row:
         path: str = self.variable.path
         return path
 
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.variable.shape)
+
     def level(self, reach: bool) -> Level:
         """Return what `Pull` is to do with it."""
         nothing = math.inf if reach else 0.0
@@ -183,29 +188,41 @@ def _by_name(
         return decide({})
 
 
+def names_of(model: keras.Model | None) -> dict[str, str]:
+    """Return the path of every weight of a model, by place."""
+    if model is None:
+        return {}
+    keys = place_keys(model, model.weights)
+    return {key: w.path for key, w in zip(keys, model.weights, strict=True)}
+
+
 def aliases_of(
-    names: Mapping[str, str] | None, model: keras.Model | None
+    names: Mapping[str, str] | None,
+    today: Mapping[str, str],
+    model: keras.Model | None,
 ) -> dict[int, str]:
     """Return, by the variable's id, the path that each weight had before.
 
     A reloaded or cloned model loses a prefix, and automatic names are numbered
     otherwise: `dense_1` may be another layer now. Nothing where the same names
-    stand in other places, or other names: then it is another model. `names`
-    are the paths of a model that this one may be a copy of, by place.
+    stand in other places, or other names: then it is another model.
+
+    Args:
+        names: `names_of` a model that this one may be a copy of.
+        today: `names_of` the model.
+        model: The model.
     """
-    if not names or model is None:
+    if not names or not today or model is None:
         return {}
-    known = model.weights
-    keys = place_keys(model, known)
-    paths = [variable.path for variable in known]
-    old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]
+    paths = [*today.values()]
+    old = [names.get(key, path) for key, path in today.items()]
     ends = [_ends(*pair) for pair in zip(old, paths, strict=True)]
     before, now = zip(*ends, strict=True)
     # The same names in other places are names that a person gave.
     exchanged = before != now and {*before} == {*now}
     if old == paths or exchanged or not all(map(_alike, old, paths)):
         return {}
-    return {id(variable): path for variable, path in zip(known, old)}
+    return {id(v): path for v, path in zip(model.weights, old, strict=True)}
 
 
 def _ends(one: str, other: str) -> tuple[str, str]:
@@ -227,15 +244,6 @@ def _alike(one: str, other: str) -> bool:
         key=len,
     )
     return long[len(long) - len(short) :] == short
-
-
-def names_of(model: keras.Model | None) -> dict[str, str]:
-    """Return the path of every weight of a model, by place."""
-    if model is None:
-        return {}
-    weights = model.weights
-    keys = place_keys(model, weights)
-    return {key: w.path for key, w in zip(keys, weights, strict=True)}
 
 
 def _excluded(

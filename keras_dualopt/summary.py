@@ -1,9 +1,6 @@
 """The table that shows, before training starts, what will be pulled."""
 
-import math
 from collections.abc import Mapping, Sequence
-
-import keras
 
 from keras_dualopt.backend import Array
 from keras_dualopt.plan import Row, layers_of
@@ -26,7 +23,6 @@ def summary_table(
     rows: Sequence[Row],
     pull: Pull,
     settings: Settings,
-    reference: float | None,
     learning_rate: float,
     base: str,
     carried: Mapping[str, Array],
@@ -41,8 +37,7 @@ def summary_table(
     for layer in layers_of(rows):
         relative = layer[0].relative
         strengths = {
-            _strength(row, pull, settings, reference, learning_rate)
-            for row in layer
+            _strength(row, pull, settings, learning_rate) for row in layer
         }
         anchored = sum(row.anchor is not None for row in layer)
         lines.append(
@@ -54,8 +49,8 @@ def summary_table(
                 {0: "no", len(layer): "yes"}.get(
                     anchored, f"{anchored} of {len(layer)}"
                 ),
-                f"{sum(_size(row.variable) for row in layer):,}",
-                f"{sum(_bytes(row.anchor) for row in layer):,}",
+                f"{sum(row.size for row in layer):,}",
+                f"{sum(_bytes(row) for row in layer):,}",
             )
         )
     lines.append(
@@ -65,15 +60,15 @@ def summary_table(
             "",
             "",
             f"{sum(row.anchor is not None for row in rows)} of {len(rows)}",
-            f"{sum(_size(row.variable) for row in rows):,}",
-            f"{sum(_bytes(row.anchor) for row in rows):,}",
+            f"{sum(row.size for row in rows):,}",
+            f"{sum(_bytes(row) for row in rows):,}",
         )
     )
     if settings.reach is not None:
         lines[0] = tuple("reach" if c == "strength" else c for c in _HEADER)
     if settings.shallow_rate == 1.0:
         lines = [(*line[:3], *line[4:]) for line in lines]
-    text = [_title(settings, reference, learning_rate, base), *_aligned(lines)]
+    text = [_title(settings, pull, learning_rate, base), *_aligned(lines)]
     if carried:
         held = sum(array.nbytes for array in carried.values())
         text.append(
@@ -83,9 +78,7 @@ def summary_table(
     return "\n".join(text)
 
 
-def _title(
-    settings: Settings, reference: float | None, rate: float, base: str
-) -> str:
+def _title(settings: Settings, pull: Pull, rate: float, base: str) -> str:
     values = ", ".join(
         f"{name} {getattr(settings, name)}"
         if isinstance(getattr(settings, name), str)
@@ -95,7 +88,11 @@ def _title(
     return (
         f"DualOpt: mode {settings.mode}, base {base}, {values}, "
         f"learning rate {rate:g}"
-        + ("" if reference is None else f", reference rate {reference:g}")
+        + (
+            f", reference rate {pull.reference:g}"
+            if settings.mode == "finetune" and not pull.reach
+            else ""
+        )
         + (
             ""
             if settings.shallow_rate == 1.0
@@ -105,29 +102,20 @@ def _title(
 
 
 def _strength(
-    row: Row,
-    pull: Pull,
-    settings: Settings,
-    reference: float | None,
-    learning_rate: float,
+    row: Row, pull: Pull, settings: Settings, learning_rate: float
 ) -> float:
-    if not row.pulled:
-        return math.inf if settings.reach is not None else 0.0
-    if settings.reach is not None:
-        return pull.distance(row.level(True))
-    if reference is None:
-        return row.strength
-    return min(row.strength * learning_rate / reference, 1.0)
+    level = row.level(pull.reach)
+    if pull.reach:
+        return pull.distance(level)
+    if settings.mode == "scratch":
+        return level.amount
+    return pull.host_ratio(level, learning_rate)
 
 
-def _size(variable: keras.Variable) -> int:
-    return math.prod(variable.shape)
-
-
-def _bytes(anchor: keras.Variable | None) -> int:
-    if anchor is None:
+def _bytes(row: Row) -> int:
+    if row.anchor is None:
         return 0
-    return _size(anchor) * _BYTES.get(anchor.dtype, 4)
+    return row.size * _BYTES.get(row.anchor.dtype, 4)
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
