@@ -34,17 +34,13 @@ def optimizer_of(model: keras.Model, beside_others: bool = False) -> DualOpt:
         )
     if len(parts) == 1:
         return parts[0]
-    if not isinstance(optimizer, DualOpt):
-        received = (
-            "one that is not compiled"
-            if optimizer is None
-            else f"one compiled with {type(optimizer).__name__}"
-        )
-        raise ValueError(
-            f"The model must be compiled with DualOpt. Received: {received}. "
-            "Call `model.compile(DualOpt(...), ...)`."
-        )
-    return optimizer
+    if isinstance(optimizer, DualOpt):
+        return optimizer
+    kind = "nothing" if optimizer is None else type(optimizer).__name__
+    raise ValueError(
+        f"The model must be compiled with DualOpt. Received: one compiled with "
+        f"{kind}. Call `model.compile(DualOpt(...), ...)`."
+    )
 
 
 def holder_of(model: keras.Model) -> DualOpt:
