@@ -18,11 +18,13 @@ from typing import Any, NamedTuple, TypeAlias
 import keras
 import numpy as np
 
-from keras_dualopt.anchors import TAKEN
-from keras_dualopt.backend import Array
+from keras_dualopt.anchors import TAKEN, Anchors
+from keras_dualopt.backend import Array, engine
+from keras_dualopt.bases import accepted
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row
 from keras_dualopt.sources import numpy_value
+from keras_dualopt.wrapping import WrappingOptimizer
 
 # What Keras hands to `save_own_variables`: an entry of its own, or a dict.
 Store: TypeAlias = MutableMapping[str, Array]
@@ -55,66 +57,64 @@ class Table(NamedTuple):
     """An optimizer's variables by what they are, θ₀ apart.
 
     Args:
-        rows: The trained weights, in the optimizer's order.
+        anchors: θ₀, and the trained weights in the optimizer's order.
         scalars: Variables that belong to no weight, by name.
-        slots: Lists aligned with `rows`, by name; `None` where a weight has
-            no such state.
+        slots: Lists aligned with the weights, by name; `None` where a weight
+            has no such state.
         settings: `mode` and `base`, which must be the same where the state is
             read, and the reference learning rate.
     """
 
-    rows: Sequence[Row]
+    anchors: Anchors
     scalars: dict[str, keras.Variable]
     slots: dict[str, list[keras.Variable | None]]
     settings: Mapping[str, str | float | None]
 
 
 def table(
-    rows: Sequence[Row],
-    variables: Sequence[keras.Variable],
-    holders: Sequence[keras.optimizers.Optimizer],
-    scalars: Mapping[str, object],
+    optimizer: WrappingOptimizer,
+    base: keras.optimizers.Optimizer,
+    anchors: Anchors,
     settings: Mapping[str, str | float | None],
 ) -> Table:
     """Return every optimizer variable by what it is.
 
     Keras' optimizers keep `self._momentums[i]` for weight i; an attribute's
     name is the same on every backend, which a variable's name is not.
-    `holders` have such attributes. Of `scalars`, what is no variable (a
-    learning rate schedule) is passed over.
     """
-    anchors = {id(row.anchor) for row in rows}
-    rest = {id(v): v for v in variables if id(v) not in anchors}
+    held = {id(slot) for slot in anchors.slots}
+    rest = {id(v): v for v in optimizer.variables if id(v) not in held}
     slots: dict[str, list[keras.Variable | None]] = {}
-    for holder in holders:
-        for name, value in vars(holder).items():
-            if isinstance(value, list | tuple) and len(value) == len(rows):
-                filled = {id(slot) for slot in value if slot is not None}
-                if filled and filled <= rest.keys():
-                    slots[name.strip("_")] = [*value]
-    named = {
+    for name, value in [*vars(optimizer).items(), *vars(base).items()]:
+        if isinstance(value, list | tuple) and len(value) == len(anchors.rows):
+            filled = {id(slot) for slot in value if slot is not None}
+            if filled and filled <= rest.keys():
+                slots[name.strip("_")] = [*value]
+    scalars = {
         name: value
-        for name, value in scalars.items()
+        for name, value in (
+            *optimizer.clock.items(),
+            (_FLAG, anchors.flag),
+            ("reach_units", anchors.units),
+        )
+        # The learning rate may be a schedule.
         if isinstance(value, keras.Variable)
     }
-    for placed in itertools.chain(named.values(), *slots.values()):
+    for placed in itertools.chain(scalars.values(), *slots.values()):
         rest.pop(id(placed), None)
-    named |= {f"base_{n}": variable for n, variable in enumerate(rest.values())}
-    return Table(rows, named, slots, settings)
+    scalars |= {f"base_{n}": value for n, value in enumerate(rest.values())}
+    settings = {**settings, "base": accepted.label(base)}
+    return Table(anchors, scalars, slots, settings)
 
 
-def match(
-    table: Table, state: State
-) -> tuple[list[tuple[keras.Variable, Array]], list[Array]]:
-    """Return which array goes into which variable, and θ₀ of anchored rows.
-
-    θ₀ only where the file's anchors were taken.
+def restore(table: Table, state: State) -> None:
+    """Put a state into an optimizer's variables.
 
     Raises:
         ValueError: Naming the first thing that does not fit. Nothing has been
             written then.
     """
-    manifest, arrays = state
+    rows, (manifest, arrays) = table.anchors.rows, state
     for name in ("mode", "base"):
         own, saved = table.settings[name], manifest["settings"].get(name)
         if own != saved:
@@ -123,71 +123,57 @@ def match(
                 f"one with {name}={saved!r}. Compile with the same {name} "
                 "before loading, or load the weights alone."
             )
-    order = _match_owners(table.rows, manifest["owners"])
+    order = _match_owners(rows, manifest["owners"])
+    columns = {**table.slots}
+    if state.flag == TAKEN:
+        # In the place of θ₀, which may have been dropped here, the weight.
+        columns["anchors"] = [r.variable if r.anchored else None for r in rows]
+    wanted = {
+        f"{name}.{place}": slot
+        for name, column in columns.items()
+        for place, slot in zip(order, column, strict=True)
+        if slot is not None
+    }
+    held = {
+        f"{name}.{place}"
+        for name, places in manifest["slots"].items()
+        for place in places
+    }
+    paths = {str(n): row.path for n, row in zip(order, rows, strict=True)}
+    for key in [*wanted, *sorted(held)]:
+        if key not in wanted or key not in held:
+            name, _, place = key.partition(".")
+            raise _misfit(
+                f"It must have {'a' if key in wanted else 'no'} {name!r} for "
+                f"weight {paths[place]!r}. Received: a file "
+                f"{'without' if key in wanted else 'with'} one. It was written "
+                "by an optimizer with other arguments (base, exclude, depth, "
+                "head, use_ema, gradient_accumulation_steps)."
+            )
     # Not where the file's rate was a schedule; and sizes of layers, which are
     # measured anew where they are numbered otherwise.
     passed = {"learning_rate", "reach_units"} - arrays.keys()
     units = [manifest["owners"][place].get("unit") for place in order]
-    if units != [row.unit for row in table.rows]:
+    if units != [row.unit for row in rows]:
         passed.add("reach_units")
-    pairs = []
-    for name, variable in table.scalars.items():
-        if name in passed:
-            continue
-        if name not in arrays:
+    wanted |= {k: v for k, v in table.scalars.items() if k not in passed}
+    for key, variable in wanted.items():
+        shape = tuple(variable.shape)
+        if key not in arrays or tuple(arrays[key].shape) != shape:
+            found = arrays[key].shape if key in arrays else "none"
             raise _misfit(
-                f"It has no {name!r}: it was written by an optimizer with "
-                "another base."
+                f"It must have {key!r} of shape {shape}. Received: {found}. It "
+                "was written by an optimizer with another base."
             )
-        pairs.append((variable, _shaped(arrays[name], variable, name)))
-    # In the place of θ₀, which may have been dropped here, the weight itself.
-    anchored = [row.variable if row.anchored else None for row in table.rows]
-    columns = table.slots | (
-        {"anchors": anchored} if state.flag == TAKEN else {}
-    )
-    origins = []
-    for name, column in columns.items():
-        held = manifest["slots"].get(name, ())
-        for row, place, slot in zip(table.rows, order, column, strict=True):
-            if (slot is not None) != (place in held):
-                raise _misfit(
-                    f"It must have {'no' if slot is None else 'a'} {name!r} "
-                    f"for weight {row.path!r}. Received: a file "
-                    f"{'with' if slot is None else 'without'} one. It was "
-                    "written by an optimizer with other arguments (base, "
-                    "exclude, depth, head, use_ema, "
-                    "gradient_accumulation_steps)."
-                )
-            if slot is None:
-                continue
-            found = _shaped(
-                arrays[f"{name}.{place}"], slot, f"{name} of {row.path}"
-            )
-            if name == "anchors":
-                origins.append(found)
-            else:
-                pairs.append((slot, found))
-    for name in manifest["slots"]:
-        if name not in columns:
-            raise _misfit(
-                f"It holds {name!r} beside {sorted(columns)}: it was written "
-                "by an optimizer with other arguments. Build this one with "
-                "the same."
-            )
-    return pairs, origins
+    origins = [arrays[key] for key in wanted if key.startswith("anchors.")]
+    table.anchors.restore(state.flag, origins, state.carried)
+    for key, variable in wanted.items():
+        if not key.startswith("anchors."):
+            engine.copy_value(variable, arrays[key])
 
 
 def _misfit(text: str) -> ValueError:
     return ValueError(f"The state in the file does not fit. {text}")
-
-
-def _shaped(array: Array, variable: keras.Variable, name: str) -> Array:
-    if tuple(array.shape) != tuple(variable.shape):
-        raise _misfit(
-            f"The {name} must have shape {tuple(variable.shape)}. Received: "
-            f"shape {tuple(array.shape)}."
-        )
-    return array
 
 
 def _match_owners(
@@ -225,16 +211,14 @@ def _match_owners(
     return order
 
 
-def write(
-    table: Table, store: Store, flag: int, carried: Mapping[str, Array]
-) -> None:
-    """Write the state into a mapping of arrays (Keras' store or a dict).
-
-    `carried` is θ₀ of weights that are not in the table, by their keys.
-    """
-    columns = table.slots
-    if flag == TAKEN:
-        columns = columns | {"anchors": [row.anchor for row in table.rows]}
+def write(table: Table, store: Store) -> None:
+    """Write the state into a mapping of arrays (Keras' store or a dict)."""
+    rows, carried = table.anchors.rows, table.anchors.carried
+    columns = {**table.slots}
+    if table.anchors.state == TAKEN:
+        columns["anchors"] = [row.anchor for row in rows]
+    else:
+        carried = {}
     slots = {
         name: {n: slot for n, slot in enumerate(column) if slot is not None}
         for name, column in columns.items()
@@ -252,12 +236,12 @@ def write(
                 "shape": tuple(row.variable.shape),
                 **({} if row.unit is None else {"unit": row.unit}),
             }
-            for row in table.rows
+            for row in rows
         ],
         "scalars": list(table.scalars),
         "slots": {name: list(column) for name, column in slots.items()},
     }
-    if flag == TAKEN and carried:
+    if carried:
         manifest["carried"] = list(carried)
         values = carried.values()
         entries |= {f"carried.{n}": value for n, value in enumerate(values)}

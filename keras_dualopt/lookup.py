@@ -4,7 +4,7 @@ import gc
 
 import keras
 
-from keras_dualopt.optimizer import DualOpt, holders
+from keras_dualopt.optimizer import DualOpt, living
 from keras_dualopt.wrapping import unwrapped
 
 
@@ -57,11 +57,11 @@ def holder_of(model: keras.Model) -> DualOpt:
         isinstance(own, DualOpt) and own.has_anchors
     ):
         return optimizer_of(model)
-    found = holders(model.trainable_variables)
+    found = _holders(model)
     if len(found) > 1:
         del found
         gc.collect()  # Not those that nobody could name any more.
-        found = holders(model.trainable_variables)
+        found = _holders(model)
     if len(found) > 1:
         raise ValueError(
             "One DualOpt must have the anchors of the model. Received: "
@@ -70,3 +70,12 @@ def holder_of(model: keras.Model) -> DualOpt:
             "new one: `model.compile(DualOpt(...).anchor_at(old), ...)`."
         )
     return found[0] if found else optimizer_of(model)
+
+
+def _holders(model: keras.Model) -> list[DualOpt]:
+    trained = {id(variable) for variable in model.trainable_variables}
+    held = (
+        (one, {id(r.variable) for r in one.rows if r.anchor is not None})
+        for one in list(living)
+    )
+    return [one for one, own in held if own & trained and one.has_anchors]

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import inspect
 import math
-import numbers
 import sys
 import warnings
 import weakref
@@ -27,12 +26,7 @@ from keras_dualopt.depth import (
     no_weights,
     training_model,
 )
-from keras_dualopt.plan import (
-    Row,
-    aliases_of,
-    make_rows,
-    names_of,
-)
+from keras_dualopt.plan import Row, aliases_of, make_rows, names_of
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
@@ -41,6 +35,7 @@ from keras_dualopt.settings import (
     Reach,
     Settings,
     check_learning_rate,
+    is_number,
     peak_learning_rate,
     reference_rate,
 )
@@ -286,7 +281,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     ) -> None:
         follows = self._reference is not None and not self._reference_given
         peak = None
-        if isinstance(learning_rate, numbers.Real):
+        if is_number(learning_rate):
             peak = float(learning_rate)
         elif follows and not isinstance(learning_rate, keras.Variable):
             peak = peak_learning_rate(learning_rate)
@@ -302,7 +297,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         if not self._has_stepped():
             # A callback that warms up begins below the rate that is meant.
             if training_model() is None or rate > self._reference:
-                self._set_reference(rate)
+                self._reference = rate
+                if self.built:
+                    self._remake_pull()
         elif rate > 1.01 * self._reference and not self._warned_of_rate:
             self._warned_of_rate = True
             times = rate / self._reference
@@ -314,11 +311,6 @@ class DualOpt(wrapping.WrappingOptimizer):
                 "or `reach=`, which holds at every rate.",
                 stacklevel=stacklevel(),
             )
-
-    def _set_reference(self, rate: float) -> None:
-        self._reference = rate
-        if self.built:
-            self._remake_pull()
 
     def _has_stepped(self) -> bool:
         if not self.built:
@@ -341,11 +333,10 @@ class DualOpt(wrapping.WrappingOptimizer):
             )
         if self.built:
             raise ValueError(
-                f"`{name}` cannot be changed after the optimizer was built "
-                f"with {getattr(self, name)!r}: steps that are compiled "
-                f"already would not see it. Received: {value!r}. Make a new "
-                f"DualOpt({name}=...), call `new.anchor_at(old)` on it to keep "
-                "the anchors, and compile again."
+                f"`{name}` cannot be changed after the optimizer was built: "
+                "compiled steps would not see it. Received: "
+                f"{value!r}. Make a new DualOpt({name}=...), call "
+                "`new.anchor_at(old)` to keep the anchors, and compile again."
             )
         settings = self.settings.changed(name, value)
         if settings.reach is not None:
@@ -428,10 +419,10 @@ class DualOpt(wrapping.WrappingOptimizer):
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
         """Create θ₀ and what belongs to it."""
         self._anchors = Anchors(
-            self, self._rows, self.anchor_dtype, self._other_anchors
+            self, self._rows, self.anchor_dtype, self._remake_pull
         )
         self._make_pull()
-        _built.add(self)
+        living.add(self)
 
     def resume(self) -> None:
         """Read the state and the anchors that were given before `build`."""
@@ -459,12 +450,9 @@ class DualOpt(wrapping.WrappingOptimizer):
     def _find_model(
         self, variables: Sequence[keras.Variable]
     ) -> keras.Model | None:
+        if self._head is not None:
+            self._bound_model()
         model = self._model_reference()
-        if model is None and self._head is not None:
-            raise ValueError(
-                "The model given to `bind(model, head=...)` no longer exists. "
-                "Call `bind` with the model that is to be trained."
-            )
         if model is None:
             try:
                 return find_model(variables)
@@ -483,6 +471,15 @@ class DualOpt(wrapping.WrappingOptimizer):
                     f"{variable.path!r} of another model. Make a new DualOpt "
                     "for each model."
                 )
+        return model
+
+    def _bound_model(self) -> keras.Model:
+        model = self._model_reference()
+        if model is None:
+            raise ValueError(
+                "The model given to `bind(model, head=...)` no longer exists. "
+                "Call `bind` with the model that is to be trained."
+            )
         return model
 
     def _check_built(self, what: str) -> None:
@@ -532,12 +529,9 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def _remake_pull(self) -> None:
         """Pull otherwise from now on, also in compiled steps."""
+        self.track_base()  # Behind the anchors, as in `build`.
         self._make_pull()
         self.retrace()
-
-    def _other_anchors(self) -> None:
-        self.track_base()  # Behind them, as in `build`.
-        self._remake_pull()
 
     def finalize_variable_values(
         self, var_list: Sequence[keras.Variable]
@@ -697,7 +691,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         depth: Any = self.settings.depth
         if self._head is not None:
             # What was bound by hand would not be found by itself.
-            depth = self._depth_of_bound_model()
+            depth = self.depth
+            if not self.built:
+                depth = layer_depth(self._bound_model(), head=self._head)
         if isinstance(depth, LayerDepth):
             depth = keras.saving.serialize_keras_object(depth)
         elif depth is not None:
@@ -715,19 +711,6 @@ class DualOpt(wrapping.WrappingOptimizer):
             # Patterns speak of paths, and a reloaded model may lose a prefix.
             config["names"] = self._names
         return config
-
-    def _depth_of_bound_model(self) -> LayerDepth:
-        if self.built:
-            return self._depth
-        model = self._model_reference()
-        if model is None or not model.built:
-            raise ValueError(
-                "The head given to `bind(model, head=...)` goes into the "
-                "config as depths of the model, which "
-                + ("no longer exists" if model is None else "is not built yet")
-                + ". Build the model first."
-            )
-        return layer_depth(model, head=self._head)
 
     @classmethod
     def from_config(
@@ -762,10 +745,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         """Write the state, each entry by what it is and which weight it has."""
         if self.built:
             self.settle()
-            anchors = self._anchors
-            checkpoint.write(
-                self._table(), store, anchors.state, anchors.carried
-            )
+            checkpoint.write(self._table(), store)
             return
         if self._pending.has_source:
             raise ValueError(
@@ -808,21 +788,16 @@ class DualOpt(wrapping.WrappingOptimizer):
             checkpoint.warn_foreign(len(list(store.keys())), trained)
 
     def _restore(self, found: checkpoint.State) -> None:
-        pairs, origins = checkpoint.match(self._table(), found)
-        self._anchors.restore(found.flag, origins, found.carried)
-        for variable, array in pairs:
-            engine.copy_value(variable, array)
-        self._restore_reference(found)
-
-    def _restore_reference(self, found: checkpoint.State) -> None:
-        """Take η over where the learning rate was, so that ρ is as before."""
+        checkpoint.restore(self._table(), found)
+        # η belongs to the learning rate: ρ is to be as before.
         reference = found.manifest["settings"].get("reference")
         if self._reference_given or self._reference is None:
             return
         if reference in (None, self._reference):
             return
         if "learning_rate" in found.arrays and self.learning_rate_is_variable():
-            self._set_reference(reference)
+            self._reference = reference
+            self._remake_pull()
             return
         warnings.warn(
             f"The state was written at reference learning rate {reference!r}, "
@@ -833,21 +808,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         )
 
     def _table(self) -> checkpoint.Table:
-        return checkpoint.table(
-            self._rows,
-            self.variables,
-            (self, self._holder.base),
-            {
-                **self.clock,
-                "anchors_taken": self._anchors.flag,
-                "reach_units": self._anchors.units,
-            },
-            {
-                "mode": self.mode,
-                "base": accepted.label(self._holder.base),
-                "reference": self._reference,
-            },
-        )
+        labels = {"mode": self.mode, "reference": self._reference}
+        return checkpoint.table(self, self._holder.base, self._anchors, labels)
 
     # What a person sees.
 
@@ -873,18 +835,13 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def __repr__(self) -> str:
         """Name the arguments that say what is done."""
-        first, second = self.settings.level_names
-        rate = (
-            f"{float(keras.ops.convert_to_numpy(self.learning_rate)):g}"
-            if self.learning_rate_is_variable()
-            else type(self.clock["learning_rate"]).__name__
-        )
-        return (
-            f"<DualOpt mode={self.mode!r} base="
-            f"{self._base_name or type(self._holder.base).__name__!r} "
-            f"learning_rate={rate} {first}={getattr(self, first)!r} "
-            f"{second}={getattr(self, second)!r} power={self.power!r}>"
-        )
+        rate = type(self.clock["learning_rate"]).__name__
+        if self.learning_rate_is_variable():
+            rate = f"{float(keras.ops.convert_to_numpy(self.learning_rate)):g}"
+        base = self._base_name or type(self._holder.base).__name__
+        names = ("mode", *self.settings.level_names, "power")
+        said = " ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"<DualOpt base={base!r} learning_rate={rate} {said}>"
 
     def exclude_from_weight_decay(
         self, var_list: object = None, var_names: object = None
@@ -899,18 +856,4 @@ class DualOpt(wrapping.WrappingOptimizer):
 
 
 # Those that may have θ₀ of a model that knows nothing of them.
-_built: "weakref.WeakSet[DualOpt]" = weakref.WeakSet()
-
-
-def holders(variables: Sequence[keras.Variable]) -> list[DualOpt]:
-    """Return the living optimizers that have θ₀ of some of these weights."""
-    asked = {id(variable) for variable in variables}
-    return [
-        one
-        for one in list(_built)
-        if any(
-            row.anchor is not None and id(row.variable) in asked
-            for row in one.rows
-        )
-        and one._has_stepped()
-    ]
+living: "weakref.WeakSet[DualOpt]" = weakref.WeakSet()
