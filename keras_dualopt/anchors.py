@@ -101,9 +101,7 @@ class Anchors:
     def check(self, new_stage: bool) -> None:
         """Refuse what cannot be anchored at, before a step moves anything.
 
-        Args:
-            new_stage: Whether a person has said that the weights are what to
-                anchor at, whoever has trained them.
+        `new_stage`: a person has said that the weights are what to anchor at.
         """
         if self.dropped:
             raise ValueError(
@@ -249,7 +247,8 @@ class Anchors:
 
     def _look_at(self, values: Sequence[Array], new_stage: bool) -> None:
         """Say at the first step what is anchored; warn where it looks wrong."""
-        for row, value in zip(self.anchored, values, strict=True):
+        pairs = [*zip(self.anchored, values, strict=True)]
+        for row, value in pairs:
             check_finite(value, row.path, "Load the weights again.")
         if self._looked:
             return  # A step is traced more than once.
@@ -272,11 +271,7 @@ class Anchors:
                 "`optimizer.bind(model, head=[...])` before training.",
                 stacklevel=stacklevel(),
             )
-        moved = [
-            row.path
-            for row, value in zip(self.anchored, values, strict=True)
-            if _was_moved(row, value)
-        ]
+        moved = [row.path for row, value in pairs if _was_moved(row, value)]
         if moved and not new_stage:
             warnings.warn(
                 "Another DualOpt has trained these weights already, and the "

@@ -405,12 +405,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         )
         if not aliases:
             self._names = today
-        engine.check_engine(
-            model,
-            variables,
-            self.strategy,
-            bool(self.gradient_accumulation_steps),
-        )
+        accumulates = bool(self.gradient_accumulation_steps)
+        engine.check_engine(model, variables, self.strategy, accumulates)
         accepted.warn_if_narrow(self._holder.base, variables)
         if model is not None:
             self._model_reference = weakref.ref(model)
@@ -839,9 +835,10 @@ class DualOpt(wrapping.WrappingOptimizer):
         if self.learning_rate_is_variable():
             rate = f"{float(keras.ops.convert_to_numpy(self.learning_rate)):g}"
         base = self._base_name or type(self._holder.base).__name__
-        names = ("mode", *self.settings.level_names, "power")
+        names = (*self.settings.level_names, "power")
         said = " ".join(f"{name}={getattr(self, name)!r}" for name in names)
-        return f"<DualOpt base={base!r} learning_rate={rate} {said}>"
+        first = f"<DualOpt mode={self.mode!r} base={base!r}"
+        return f"{first} learning_rate={rate} {said}>"
 
     def exclude_from_weight_decay(
         self, var_list: object = None, var_names: object = None

@@ -119,7 +119,7 @@ def _checked(
         shape = None if one is None else tuple(one.shape)
         if one is None or shape != tuple(variable.shape):
             raise ValueError(
-                f"{source} must have a value of shape {tuple(variable.shape)} "
+                f"{source} must have a weight of shape {tuple(variable.shape)} "
                 f"for {variable.path!r}. Received: "
                 + ("none" if one is None else f"one of shape {shape}")
                 + " in its place. It belongs to another model, and must be of "
