@@ -41,41 +41,34 @@ _FOREIGN = {
         "Use `weight_decay` and `weight_decay_min` here.",
     ),
 }
-# What `None` means.
-_DEFAULTS = {
-    "rollback": 0.01,
-    "rollback_min": 0.0,
-    "weight_decay": 0.05,
-    "weight_decay_min": 0.0,
-}
-_POWERS = {"finetune": 2.0, "scratch": 1.0}
-
-# What a number must be: whether it is, and in words.
 _SHARE = (
     lambda value: 0.0 <= value <= 1.0,
     "in [0, 1]: it is the share of the way back to the pretrained weights in "
     "one step",
 )
 _DECAY = (lambda value: value >= 0.0, "≥ 0")
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "rollback": _SHARE,
-    "rollback_min": _SHARE,
-    "weight_decay": _DECAY,
-    "weight_decay_min": _DECAY,
+_DEPTH = (
+    lambda value: 0.0 <= value <= 1.0,
+    "in [0, 1] (0 is the layer nearest the input), or None for weights that "
+    "were not pretrained",
+)
+# What `None` means, what the number must fulfil, and how that is said.
+_NUMBERS: dict[str, tuple[float | None, Callable[[float], bool], str]] = {
+    "rollback": (0.01, *_SHARE),
+    "rollback_min": (0.0, *_SHARE),
+    "weight_decay": (0.05, *_DECAY),
+    "weight_decay_min": (0.0, *_DECAY),
     "power": (
+        2.0,
         lambda value: value > 0.0,
         "> 0; for the same strength at every depth set the minimum equal to "
         "the maximum",
     ),
     "shallow_rate": (
+        None,
         lambda value: 0.0 < value <= 1.0,
         "in (0, 1]: it is the share of the learning rate at the shallowest "
         "layer",
-    ),
-    "depth": (
-        lambda value: 0.0 <= value <= 1.0,
-        "in [0, 1] (0 is the layer nearest the input), or None for weights "
-        "that were not pretrained",
     ),
 }
 
@@ -121,11 +114,13 @@ class Settings:
             numbers += self.level_names
         else:
             self._check_reach()
-        defaults = {**_DEFAULTS, "power": _POWERS[self.mode]}
+        if self.mode == "scratch" and self.power is None:
+            self._write("power", 1.0)
         for name in numbers:
+            default, holds, must = _NUMBERS[name]
             value = getattr(self, name)
-            value = defaults.get(name) if value is None else value
-            self._write(name, _number(name, value, *_RANGES[name]))
+            value = default if value is None else value
+            self._write(name, _number(name, value, holds, must))
         (first, second), (one, two) = self.level_names, self.levels
         if two < one if self.reach is not None else two > one:
             sign = "≤" if self.reach is None else "≥"
@@ -188,8 +183,7 @@ class Settings:
             for pattern, relative in depth.items():
                 _check_pattern("depth", pattern)
                 if relative is not None:
-                    of = f"depth[{pattern!r}]"
-                    _number(of, relative, *_RANGES["depth"])
+                    _number(f"depth[{pattern!r}]", relative, *_DEPTH)
             self._write("depth", dict(depth))
         elif depth is not None:
             raise TypeError(
