@@ -8,7 +8,6 @@ that another DualOpt has moved already.
 import logging
 import warnings
 import weakref
-import zlib
 from collections.abc import Callable, Sequence
 
 import keras
@@ -16,10 +15,11 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_dualopt.backend import Array, Strategy, Tensor, engine
+from keras_dualopt.backend import Array, Tensor, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row, layers_of, look_new
 from keras_dualopt.sources import check_finite
+from keras_dualopt.wrapping import WrappingOptimizer
 
 _log = logging.getLogger("keras_dualopt")
 
@@ -34,42 +34,59 @@ class Anchors:
     then the weights may still be loaded, so that nothing is copied in `build`.
 
     Args:
+        optimizer: Whose variables hold θ₀.
         rows: What was decided for each weight; `Row.anchor` is kept here.
-        add: Makes a tracked optimizer variable like a given one.
-        remove: Untracks one.
-        flag: A scalar integer variable, 0.
-        units: A variable for the size of θ₀ in each layer; `None` where
-            nothing is measured in it.
+        dtype: What θ₀ is held in; `None`: the weights' own.
+        changed: Called when other variables hold θ₀ than before, or none.
     """
 
     def __init__(
         self,
+        optimizer: WrappingOptimizer,
         rows: Sequence[Row],
-        add: Callable[[keras.Variable], keras.Variable],
-        remove: Callable[[keras.Variable], None],
-        flag: keras.Variable,
-        units: keras.Variable | None,
+        dtype: str | None,
+        changed: Callable[[], None],
     ) -> None:
-        self.rows = rows
+        self.rows = list(rows)
         self.anchored = [row for row in rows if row.anchored]
-        self.flag = flag
-        self.units = units
         # θ₀ of weights without a row here, by their place in the model, on
         # the host: for the optimizer that trains them again.
         self.carried: dict[str, Array] = {}
-        self._add = add
-        self._remove = remove
+        self._optimizer = optimizer
+        self._dtype = dtype
+        self._changed = changed
         self._known_taken = False
         self._looked = False
         # Some weights as `fit` left them: (row, value, distance from θ₀).
         self._left: list[tuple[Row, Array, float]] = []
-        self.make()
+        self.flag = self._scalars((), "int32", "anchors_taken")
+        # The size of θ₀ in each layer, where R is a share of it.
+        count = len({row.unit for row in rows} - {None})
+        self.units: keras.Variable | None = None
+        if count:
+            self.units = self._scalars((count,), "float32", "reach_units")
+        self._make()
 
-    def make(self) -> None:
-        """Make room for θ₀, the first time and after `drop`."""
+    def _scalars(
+        self, shape: tuple[int, ...], dtype: str, name: str
+    ) -> keras.Variable:
+        with engine.replicated(self._optimizer.strategy):
+            return self._optimizer.add_variable(
+                shape=shape,
+                dtype=dtype,
+                name=name,
+                aggregation="only_first_replica",
+            )
+
+    def _make(self) -> None:
         self.dropped = False
         for row in self.anchored:
-            row.anchor = self._add(row.variable)
+            row.anchor = self._optimizer.add_like(row.variable, self._dtype)
+
+    @property
+    def slots(self) -> list[keras.Variable]:
+        """The optimizer variables that hold θ₀."""
+        return [row.anchor for row in self.anchored if row.anchor is not None]
 
     @property
     def state(self) -> int:
@@ -84,9 +101,7 @@ class Anchors:
     def check(self, new_stage: bool) -> None:
         """Refuse what cannot be anchored at, before a step moves anything.
 
-        Args:
-            new_stage: Whether a person has said that the weights are what to
-                anchor at, whoever has trained them.
+        `new_stage`: a person has said that the weights are what to anchor at.
         """
         if self.dropped:
             raise ValueError(
@@ -95,42 +110,38 @@ class Anchors:
                 "to anchor at the current weights, or "
                 "`optimizer.anchor_at(model_or_weights_file)`."
             )
-        if self._left:
-            self._warn_if_exchanged()
+        self._warn_if_exchanged()
         if self._known_taken:
             return
         flag = engine.concrete(self.flag)
-        if flag is None:
-            return
-        if flag != NOT_TAKEN:
-            self._known_taken = True
+        self._known_taken = flag is not None and flag != NOT_TAKEN
+        if flag is None or self._known_taken:
             return
         values = [engine.concrete(row.variable) for row in self.anchored]
         if not any(value is None for value in values):
-            for row, value in zip(self.anchored, values, strict=True):
-                assert row.anchor is not None
-                check_exact(value, row.anchor.dtype, row)
-            self._check_sizes(values)
+            self._check_values(values)
             self._look_at(values, new_stage)
-        elif any(
-            row.anchor is not None and row.anchor.dtype != row.variable.dtype
-            for row in self.anchored
-        ):
+        elif any(self._dtype_of(r) != r.variable.dtype for r in self.anchored):
             raise ValueError(
                 "`anchor_dtype` needs the weights at hand to prove that it "
                 "holds θ₀ exactly. Received: weights that are spread over "
                 "other processes. Pass `anchor_dtype=None`."
             )
 
-    def _check_sizes(self, values: Sequence[Array]) -> None:
-        """Refuse to measure a distance in weights that are all 0."""
+    def _dtype_of(self, row: Row) -> str:
+        return self._dtype or row.variable.dtype
+
+    def _check_values(self, values: Sequence[Array]) -> None:
+        """Refuse θ₀ that cannot be held, or be measured in."""
+        for row, value in zip(self.anchored, values, strict=True):
+            _check_exact(value, self._dtype_of(row), row)
         if self.units is not None and not any(np.any(v) for v in values):
             raise ValueError(
                 "`reach` as a share is measured in the size of θ₀, which is 0 "
                 "in every weight to be trained. Give `reach` as a distance."
             )
 
-    def capture(self, strategy: Strategy) -> None:
+    def capture(self) -> None:
         """Take θ₀, before a step moves anything, if it is the first."""
         engine.capture(
             self.flag,
@@ -138,23 +149,17 @@ class Anchors:
             [row.variable for row in self.anchored],
             self.units,
             self._sizes,
-            strategy,
+            self._optimizer.strategy,
         )
-
-    @property
-    def slots(self) -> list[keras.Variable]:
-        """The optimizer variables that hold θ₀."""
-        return [row.anchor for row in self.anchored if row.anchor is not None]
 
     def refresh(self) -> None:
         """Show the current weights until the first step."""
-        if self.state == NOT_TAKEN:
-            for row in self.anchored:
-                assert row.anchor is not None
-                engine.copy_value(row.anchor, row.variable)
-            self.measure()
+        if not self.dropped and self.state == NOT_TAKEN:
+            for slot, row in zip(self.slots, self.anchored, strict=True):
+                engine.copy_value(slot, row.variable)
+            self._measure()
 
-    def measure(self) -> None:
+    def _measure(self) -> None:
         """Take the size of θ₀ in each layer from the anchors."""
         if self.units is not None:
             sizes = self._sizes([slot.value for slot in self.slots])
@@ -164,25 +169,18 @@ class Anchors:
         """Return the rms of θ₀ by unit; where it is 0, its neighbours'."""
         assert self.units is not None
         count = self.units.shape[0]
-        squares: list[Tensor] = [0.0] * count
-        numbers = [0] * count
-        depth = [0.0] * count
-        for row in self.rows:
-            if row.unit is not None:
-                depth[row.unit] = row.relative or 0.0
-        for row, value in zip(self.anchored, values, strict=True):
-            assert row.unit is not None
-            square = ops.square(ops.cast(value, "float32"))
-            squares[row.unit] = ops.add(squares[row.unit], ops.sum(square))
-            numbers[row.unit] += int(np.prod(row.variable.shape))
-        sizes = ops.sqrt(
-            ops.stack(
-                [
-                    ops.cast(ops.divide(square, max(number, 1)), "float32")
-                    for square, number in zip(squares, numbers, strict=True)
-                ]
-            )
+        inside = np.zeros((count, len(values)), "float32")
+        depth = np.zeros(count)
+        for index, row in enumerate(self.anchored):
+            inside[row.unit, index] = 1.0
+            depth[row.unit] = row.relative
+        numbers = inside @ [row.size for row in self.anchored]
+        squares = ops.stack(
+            [ops.sum(ops.square(ops.cast(v, "float32"))) for v in values]
         )
+        sums = ops.sum(ops.multiply(inside, squares[None, :]), axis=1)
+        least = np.maximum(numbers, 1.0).astype("float32")
+        sizes = ops.sqrt(ops.divide(sums, least))
         there = ops.greater(sizes, 0.0)
         apart = np.abs(np.subtract.outer(depth, depth)).astype("float32")
         apart = ops.where(there[None, :], apart, np.float32(np.inf))
@@ -195,46 +193,62 @@ class Anchors:
         return ops.where(there, sizes, around)
 
     def move_to(
-        self, values: Sequence[Array | None], carried: dict[str, Array]
+        self, values: Sequence[Array], carried: dict[str, Array]
     ) -> None:
-        """Anchor at other values, one for each row; `None`: not anchored.
+        """Anchor at other values, one for each anchored row.
 
         Raises:
             ValueError: If the anchors' dtype does not hold them exactly;
                 nothing is changed then.
         """
-        moved = [
-            (row, row.anchor, value)
-            for row, value in zip(self.rows, values, strict=True)
-            if row.anchor is not None and value is not None
-        ]
-        for row, anchor, value in moved:
-            check_exact(value, anchor.dtype, row)
-        self._check_sizes([value for _, _, value in moved])
-        for _, anchor, value in moved:
-            engine.copy_value(anchor, value)
+        self._check_values(values)
+        self._revive()
+        for slot, value in zip(self.slots, values, strict=True):
+            engine.copy_value(slot, value)
         self.carried = carried
-        self.measure()
+        self._measure()
         self.set_state(TAKEN)
         self.expect_new_weights()
+
+    def restore(
+        self, state: int, values: Sequence[Array], carried: dict[str, Array]
+    ) -> None:
+        """Be what a file says; `values` are there if they were taken."""
+        if state == DROPPED:
+            self.drop()
+        elif state == TAKEN:
+            self.move_to(values, carried)
+            for row, anchor in self._watched():
+                _note(row, anchor, moved=False)
+        else:
+            self._revive()
+            self.set_state(NOT_TAKEN)
+        self.expect_new_weights()
+
+    def _revive(self) -> None:
+        if self.dropped:
+            self._make()
+            self._changed()
 
     def drop(self) -> None:
         """Free the memory of θ₀."""
         if not self.dropped:
             self.refresh()  # What was measured in it stays.
-        for row in self.anchored:
-            if row.anchor is not None:
-                self._remove(row.anchor)
+            for slot in self.slots:
+                self._optimizer.forget(slot)
+            for row in self.anchored:
                 row.anchor = None
+            self.dropped = True
+            self._changed()
         self.carried = {}
-        self.dropped = True
         self.set_state(DROPPED)
 
     # What looks wrong.
 
     def _look_at(self, values: Sequence[Array], new_stage: bool) -> None:
         """Say at the first step what is anchored; warn where it looks wrong."""
-        for row, value in zip(self.anchored, values, strict=True):
+        pairs = [*zip(self.anchored, values, strict=True)]
+        for row, value in pairs:
             check_finite(value, row.path, "Load the weights again.")
         if self._looked:
             return  # A step is traced more than once.
@@ -257,11 +271,7 @@ class Anchors:
                 "`optimizer.bind(model, head=[...])` before training.",
                 stacklevel=stacklevel(),
             )
-        moved = [
-            row.path
-            for row, value in zip(self.anchored, values, strict=True)
-            if _was_moved(row, value)
-        ]
+        moved = [row.path for row, value in pairs if _was_moved(row, value)]
         if moved and not new_stage:
             warnings.warn(
                 "Another DualOpt has trained these weights already, and the "
@@ -275,24 +285,15 @@ class Anchors:
     def note_left(self) -> None:
         """Remember where training has left some of the weights."""
         self._left = []
-        for row in self._watched():
+        for row, anchor in self._watched():
             value = engine.concrete(row.variable)
-            anchor = None
-            if row.anchor is not None:
-                anchor = engine.concrete(row.anchor)
-            if value is None or anchor is None:
+            if value is None:
                 continue
             value = np.array(value)
             way = float(np.max(np.abs(value - anchor.astype(value.dtype))))
             if way > 0.0:
                 self._left.append((row, value, way))
                 _note(row, value, moved=True)
-
-    def note_restored(self) -> None:
-        """Remember that any weights but θ₀ were moved, as they are read."""
-        for row in self._watched():
-            anchor = np.asarray(engine.concrete(row.anchor))
-            _note(row, anchor.astype(row.variable.dtype), moved=False)
 
     def expect_new_weights(self) -> None:
         """Find nothing wrong with weights that are not those left behind."""
@@ -314,17 +315,21 @@ class Anchors:
                 )
                 return
 
-    def _watched(self) -> list[Row]:
-        """Return a few small weights: all would be a copy of the model."""
-        sizes = [int(np.prod(row.variable.shape)) for row in self.anchored]
-        order = sorted(range(len(sizes)), key=sizes.__getitem__)
-        return [self.anchored[i] for i in order if sizes[i] > 1][:_WATCHED]
+    def _watched(self) -> list[tuple[Row, Array]]:
+        """Return a few small weights with θ₀: all would be a copy of it."""
+        pairs = zip(self.anchored, self.slots, strict=not self.dropped)
+        small = sorted(
+            ((row, slot) for row, slot in pairs if row.size > 1),
+            key=lambda pair: pair[0].size,
+        )
+        found = [(row, engine.concrete(slot)) for row, slot in small[:_WATCHED]]
+        return [(row, anchor) for row, anchor in found if anchor is not None]
 
 
 _WATCHED = 16
 
 # Values by which a new optimizer tells tuned weights from pretrained ones: by
-# the variable's id, the variable, a digest, and whether it is of a value that a
+# the variable's id, the variable, a hash, and whether it is of a value that a
 # DualOpt has moved the weight to, or of the one that it has moved it from.
 _noted: dict[int, tuple[weakref.ref[keras.Variable], int, bool]] = {}
 
@@ -332,18 +337,18 @@ _noted: dict[int, tuple[weakref.ref[keras.Variable], int, bool]] = {}
 def _note(row: Row, value: Array, moved: bool) -> None:
     key = id(row.variable)
     gone = weakref.ref(row.variable, lambda _: _noted.pop(key, None))
-    _noted[key] = gone, _digest(value), moved
+    _noted[key] = gone, _hash(value), moved
 
 
 def _was_moved(row: Row, value: Array) -> bool:
     if id(row.variable) not in _noted:
         return False
-    variable, digest, moved = _noted[id(row.variable)]
-    return variable() is row.variable and (_digest(value) == digest) == moved
+    _, noted, moved = _noted[id(row.variable)]
+    return (_hash(value) == noted) == moved
 
 
-def _digest(value: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(value).tobytes())
+def _hash(value: Array) -> int:
+    return hash(value.astype("float32").tobytes())
 
 
 def _some(names: Sequence[str]) -> str:
@@ -351,7 +356,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_exact(value: Array, dtype: str, row: Row) -> None:
+def _check_exact(value: Array, dtype: str, row: Row) -> None:
     """Refuse to hold θ₀ in a dtype that would round it."""
     if dtype == row.variable.dtype:
         return

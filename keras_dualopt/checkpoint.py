@@ -8,6 +8,7 @@ which weight it belongs to, by the weight's place in the model's structure, and
 has a checksum: HDF5 would hand out a damaged θ₀ without a word.
 """
 
+import itertools
 import json
 import warnings
 import zlib
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple, TypeAlias
 import keras
 import numpy as np
 
-from keras_dualopt.anchors import TAKEN, check_exact
-from keras_dualopt.backend import Array
+from keras_dualopt.anchors import TAKEN, Anchors
+from keras_dualopt.backend import Array, engine
+from keras_dualopt.bases import accepted
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row
 from keras_dualopt.sources import numpy_value
+from keras_dualopt.wrapping import WrappingOptimizer
 
 # What Keras hands to `save_own_variables`: an entry of its own, or a dict.
 Store: TypeAlias = MutableMapping[str, Array]
@@ -51,141 +54,122 @@ class State(NamedTuple):
 
 
 class Table(NamedTuple):
-    """An optimizer's variables by what they are.
+    """An optimizer's variables by what they are, θ₀ apart.
 
     Args:
-        rows: The trained weights, in the optimizer's order.
+        anchors: θ₀, and the trained weights in the optimizer's order.
         scalars: Variables that belong to no weight, by name.
-        slots: Lists aligned with `rows`, by name; `None` where a weight has
-            no such state.
+        slots: Lists aligned with the weights, by name; `None` where a weight
+            has no such state.
+        settings: `mode` and `base`, which must be the same where the state is
+            read, and the reference learning rate.
     """
 
-    rows: Sequence[Row]
+    anchors: Anchors
     scalars: dict[str, keras.Variable]
     slots: dict[str, list[keras.Variable | None]]
+    settings: Mapping[str, str | float | None]
 
 
 def table(
-    rows: Sequence[Row],
-    variables: Sequence[keras.Variable],
-    holders: Sequence[keras.optimizers.Optimizer],
-    scalars: Mapping[str, object],
+    optimizer: WrappingOptimizer,
+    base: keras.optimizers.Optimizer,
+    anchors: Anchors,
+    settings: Mapping[str, str | float | None],
 ) -> Table:
     """Return every optimizer variable by what it is.
 
-    `holders` have attributes with lists of `variables`; of `scalars`, what is
-    no variable (a learning rate schedule) is passed over.
-    """
-    slots: dict[str, list[keras.Variable | None]] = {}
-    own = {id(variable) for variable in variables}
-    for holder in holders:
-        slots.update(_slots_of(holder, len(rows), own))
-    slots["anchors"] = [row.anchor for row in rows]
-    named = {
-        name: value
-        for name, value in scalars.items()
-        if isinstance(value, keras.Variable)
-    }
-    placed = {id(slot) for column in slots.values() for slot in column}
-    placed |= {id(variable) for variable in named.values()}
-    rest = [v for v in variables if id(v) not in placed]
-    named.update({f"base_{n}": variable for n, variable in enumerate(rest)})
-    return Table(rows, named, slots)
-
-
-def _slots_of(
-    holder: keras.optimizers.Optimizer, count: int, own: set[int]
-) -> dict[str, list[keras.Variable | None]]:
-    """Return the attributes of an optimizer that hold one variable a weight.
-
-    Keras' optimizers keep `self._momentums[i]` for weight i; the attribute's
+    Keras' optimizers keep `self._momentums[i]` for weight i; an attribute's
     name is the same on every backend, which a variable's name is not.
     """
-    slots = {}
-    for name, value in vars(holder).items():
-        if not isinstance(value, list | tuple) or len(value) != count:
-            continue
-        filled = [v for v in value if v is not None]
-        if filled and all(
-            isinstance(v, keras.Variable) and id(v) in own for v in filled
-        ):
-            slots[name.strip("_")] = list(value)
-    return slots
+    held = {id(slot) for slot in anchors.slots}
+    rest = {id(v): v for v in optimizer.variables if id(v) not in held}
+    slots: dict[str, list[keras.Variable | None]] = {}
+    for name, value in [*vars(optimizer).items(), *vars(base).items()]:
+        if isinstance(value, list | tuple) and len(value) == len(anchors.rows):
+            filled = {id(slot) for slot in value if slot is not None}
+            if filled and filled <= rest.keys():
+                slots[name.strip("_")] = [*value]
+    scalars = {
+        name: value
+        for name, value in (
+            *optimizer.clock.items(),
+            (_FLAG, anchors.flag),
+            ("reach_units", anchors.units),
+        )
+        # The learning rate may be a schedule.
+        if isinstance(value, keras.Variable)
+    }
+    for placed in itertools.chain(scalars.values(), *slots.values()):
+        rest.pop(id(placed), None)
+    scalars |= {f"base_{n}": value for n, value in enumerate(rest.values())}
+    settings = {**settings, "base": accepted.label(base)}
+    return Table(anchors, scalars, slots, settings)
 
 
-def match(
-    table: Table, state: State, settings: Mapping[str, Any]
-) -> list[tuple[keras.Variable, Array]]:
-    """Return which array goes into which variable, having checked all.
+def restore(table: Table, state: State) -> None:
+    """Put a state into an optimizer's variables.
 
     Raises:
         ValueError: Naming the first thing that does not fit. Nothing has been
             written then.
     """
-    manifest, arrays = state
-    saved_settings = manifest["settings"]
+    rows, (manifest, arrays) = table.anchors.rows, state
     for name in ("mode", "base"):
-        if settings[name] != saved_settings.get(name):
+        own, saved = table.settings[name], manifest["settings"].get(name)
+        if own != saved:
             raise _misfit(
-                f"It must be that of a DualOpt with {name}="
-                f"{settings[name]!r}. Received: one with {name}="
-                f"{saved_settings.get(name)!r}. Compile with the same {name} "
+                f"It must be that of a DualOpt with {name}={own!r}. Received: "
+                f"one with {name}={saved!r}. Compile with the same {name} "
                 "before loading, or load the weights alone."
             )
-    order = _match_owners(table.rows, manifest["owners"])
-    # Sizes of layers are numbered by depth, which may be another here.
-    same_units = all(
-        manifest["owners"][place].get("unit") == row.unit
-        for place, row in zip(order, table.rows, strict=True)
-    )
-    found: list[tuple[str, keras.Variable, Array]] = []
-    for name, variable in table.scalars.items():
-        if name == "learning_rate" and name not in arrays:
-            continue  # The file's rate was a schedule, this one is a number.
-        if name == "reach_units" and not (name in arrays and same_units):
-            continue  # Measured anew in the anchors.
-        if name not in arrays:
+    order = _match_owners(rows, manifest["owners"])
+    columns = {**table.slots}
+    if state.flag == TAKEN:
+        # In the place of θ₀, which may have been dropped here, the weight.
+        columns["anchors"] = [r.variable if r.anchored else None for r in rows]
+    wanted = {
+        f"{name}.{place}": slot
+        for name, column in columns.items()
+        for place, slot in zip(order, column, strict=True)
+        if slot is not None
+    }
+    held = {
+        f"{name}.{place}"
+        for name, places in manifest["slots"].items()
+        for place in places
+    }
+    paths = {str(n): row.path for n, row in zip(order, rows, strict=True)}
+    for key in [*wanted, *sorted(held)]:
+        if key not in wanted or key not in held:
+            name, _, place = key.partition(".")
             raise _misfit(
-                f"It has no {name!r}: it was written by an optimizer with "
-                "another base."
+                f"It must have {'a' if key in wanted else 'no'} {name!r} for "
+                f"weight {paths[place]!r}. Received: a file "
+                f"{'without' if key in wanted else 'with'} one. It was written "
+                "by an optimizer with other arguments (base, exclude, depth, "
+                "head, use_ema, gradient_accumulation_steps)."
             )
-        found.append((name, variable, arrays[name]))
-    without_anchors = state.flag != TAKEN
-    for name, column in table.slots.items():
-        if name == "anchors" and without_anchors:
-            continue
-        saved = set(manifest["slots"].get(name, ()))
-        for index, slot in enumerate(column):
-            place = order[index]
-            row = table.rows[index]
-            if (slot is None) != (place not in saved):
-                raise _misfit(
-                    f"It must have {'no' if slot is None else 'a'} {name!r} "
-                    f"for weight {row.path!r}. Received: a file "
-                    f"{'without' if slot is not None else 'with'} one. It was "
-                    "written by an optimizer with other arguments (base, "
-                    "exclude, depth, head, use_ema, "
-                    "gradient_accumulation_steps)."
-                )
-            if slot is not None:
-                array = arrays[f"{name}.{place}"]
-                if name == "anchors":
-                    check_exact(array, slot.dtype, row)
-                found.append((f"{name} of {row.path}", slot, array))
-    unknown = [n for n in manifest["slots"] if n not in table.slots]
-    if unknown:
-        raise _misfit(
-            f"It holds {unknown[0]!r} beside {sorted(table.slots)}: it was "
-            "written by an optimizer with other arguments. Build this one "
-            "with the same."
-        )
-    for name, variable, array in found:
-        if tuple(array.shape) != tuple(variable.shape):
+    # Not where the file's rate was a schedule; and sizes of layers, which are
+    # measured anew where they are numbered otherwise.
+    passed = {"learning_rate", "reach_units"} - arrays.keys()
+    units = [manifest["owners"][place].get("unit") for place in order]
+    if units != [row.unit for row in rows]:
+        passed.add("reach_units")
+    wanted |= {k: v for k, v in table.scalars.items() if k not in passed}
+    for key, variable in wanted.items():
+        shape = tuple(variable.shape)
+        if key not in arrays or tuple(arrays[key].shape) != shape:
+            found = arrays[key].shape if key in arrays else "none"
             raise _misfit(
-                f"The {name} must have shape {tuple(variable.shape)}. "
-                f"Received: shape {tuple(array.shape)}."
+                f"It must have {key!r} of shape {shape}. Received: {found}. It "
+                "was written by an optimizer with another base."
             )
-    return [(variable, array) for _, variable, array in found]
+    origins = [arrays[key] for key in wanted if key.startswith("anchors.")]
+    table.anchors.restore(state.flag, origins, state.carried)
+    for key, variable in wanted.items():
+        if not key.startswith("anchors."):
+            engine.copy_value(variable, arrays[key])
 
 
 def _misfit(text: str) -> ValueError:
@@ -197,61 +181,54 @@ def _match_owners(
 ) -> list[int]:
     """Return, for each weight, its position in the file."""
     position = {entry["key"]: index for index, entry in enumerate(saved)}
+    order = []
     for row in rows:
-        shape = tuple(row.variable.shape)
-        if row.key not in position:
+        index, shape = position.pop(row.key, None), tuple(row.variable.shape)
+        if index is None:
             raise _misfit(
                 f"It must have the state of weight {row.path!r} (place "
                 f"{row.key!r}). Received: a file of {len(saved)} weights "
                 "without it: another model, or another choice of trainable "
                 f"weights; this one has {len(rows)}."
             )
-        entry = saved[position[row.key]]
+        entry = saved[index]
         if tuple(entry["shape"]) != shape:
             raise _misfit(
-                f"Weight {row.path!r} must have shape {shape}. "
-                f"Received: {entry['path']!r} of shape "
-                f"{tuple(entry['shape'])} in its place. If the head is new "
-                "(`skip_mismatch=True`), load the weights into the model "
-                "before it is compiled, or `anchor_at(old_optimizer)`."
+                f"Weight {row.path!r} must have shape {shape}. Received: "
+                f"{entry['path']!r} of shape {tuple(entry['shape'])} in its "
+                "place. If the head is new (`skip_mismatch=True`), load the "
+                "weights into the model before it is compiled, or "
+                "`anchor_at(old_optimizer)`."
             )
-    if len(saved) != len(rows):
-        own = {row.key for row in rows}
-        first = next(entry for entry in saved if entry["key"] not in own)
+        order.append(index)
+    for index in position.values():
         raise _misfit(
             f"It must have the state of {len(rows)} weights. Received: a file "
-            f"of {len(saved)}; {first['path']!r} is not trained here. Make "
-            "the same weights trainable before loading, or carry the anchors "
-            "over with `anchor_at(old_optimizer)`."
+            f"of {len(saved)}; {saved[index]['path']!r} is not trained here. "
+            "Make the same weights trainable before loading, or carry the "
+            "anchors over with `anchor_at(old_optimizer)`."
         )
-    return [position[row.key] for row in rows]
+    return order
 
 
-def write(
-    table: Table,
-    store: Store,
-    flag: int,
-    settings: Mapping[str, Any],
-    carried: Mapping[str, Array],
-) -> None:
-    """Write the state into a mapping of arrays (Keras' store or a dict).
-
-    `carried` is θ₀ of weights that are not in the table, by their keys.
-    """
-    slots = dict(table.slots)
-    if flag != TAKEN:
-        slots.pop("anchors", None)
+def write(table: Table, store: Store) -> None:
+    """Write the state into a mapping of arrays (Keras' store or a dict)."""
+    rows, carried = table.anchors.rows, table.anchors.carried
+    columns = {**table.slots}
+    if table.anchors.state == TAKEN:
+        columns["anchors"] = [row.anchor for row in rows]
+    else:
         carried = {}
-    entries: dict[str, keras.Variable | Array] = dict(table.scalars)
+    slots = {
+        name: {n: slot for n, slot in enumerate(column) if slot is not None}
+        for name, column in columns.items()
+    }
+    entries: dict[str, keras.Variable | Array] = {**table.scalars}
     for name, column in slots.items():
-        for index, slot in enumerate(column):
-            if slot is not None:
-                entries[f"{name}.{index}"] = slot
-    for index, value in enumerate(carried.values()):
-        entries[f"carried.{index}"] = value
+        entries |= {f"{name}.{n}": slot for n, slot in column.items()}
     manifest = {
         "format": _FORMAT,
-        "settings": dict(settings),
+        "settings": dict(table.settings),
         "owners": [
             {
                 "key": row.key,
@@ -259,16 +236,15 @@ def write(
                 "shape": tuple(row.variable.shape),
                 **({} if row.unit is None else {"unit": row.unit}),
             }
-            for row in table.rows
+            for row in rows
         ],
         "scalars": list(table.scalars),
-        "slots": {
-            name: [index for index, v in enumerate(column) if v is not None]
-            for name, column in slots.items()
-        },
+        "slots": {name: list(column) for name, column in slots.items()},
     }
     if carried:
         manifest["carried"] = list(carried)
+        values = carried.values()
+        entries |= {f"carried.{n}": value for n, value in enumerate(values)}
     _put(manifest, entries, store)
 
 

@@ -1,30 +1,20 @@
 """Files: without the anchors, to ship; and into a compiled model, to go on."""
 
-import io
 import os
-import zipfile
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import keras
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from keras_dualopt import checkpoint
 from keras_dualopt.backend import Array
 from keras_dualopt.lookup import optimizer_of
 from keras_dualopt.wrapping import settle
 
-if TYPE_CHECKING:
-    import h5py
-
 _KERAS, _WEIGHTS = ".keras", ".weights.h5"
-# Where Keras puts things: a `.keras` file is a zip with a weights file inside,
-# a weights file is HDF5 with one group a layer and one for the optimizer.
-# The format is the same for all of Keras 3.
-_MEMBER = "model.weights.h5"
-_GROUP = "optimizer/vars"
-_INNER_GROUP = "optimizer/inner_optimizer/vars"
+# Where Keras writes an optimizer's state, in all of Keras 3: the names of
+# attributes, the second inside of a `LossScaleOptimizer`.
+_PLACES = ("optimizer", "inner_optimizer")
 
 
 def save_without_anchors(
@@ -67,7 +57,7 @@ def save_without_anchors(
     settle(model)
     outer = model.optimizer
     rows = optimizer.rows if optimizer.built else []
-    kept = {id(row.anchor) for row in rows if row.anchor is not None}
+    kept = {id(row.anchor) for row in rows}
 
     def save_outer(store: checkpoint.Store) -> None:
         shipped = [v for v in outer.variables if id(v) not in kept]
@@ -119,33 +109,45 @@ def restore_optimizer(model: keras.Model, path: str | os.PathLike[str]) -> None:
     1
     """
     optimizer = optimizer_of(model)
-    groups = _read_groups(path)
-    found = next(
-        (group for group in groups.values() if checkpoint.read(group)), None
-    )
+    _kind(path)
+    reader = _Reader()
+    keras.saving.load_weights(reader, path)
+    own, inside = reader.optimizer.found, reader.optimizer.inner_optimizer.found
+    found = next(filter(checkpoint.read, (own, inside)), None)
     if found is None:
-        count = sum(map(len, groups.values()))
+        count = len(own) + len(inside)
         raise ValueError(
             f"{os.fspath(path)!r} must hold the state of a DualOpt. Received: "
-            + (
-                f"a file with {count} arrays of another optimizer"
-                if count
-                else "a file without an optimizer"
-            )
-            + ". Save the model with `save`, or its weights with "
-            "`save_weights`, while it is compiled with DualOpt."
+            + (f"{count} arrays of another optimizer" if count else "none")
+            + ". Save the model, or its weights, while it is compiled with "
+            "DualOpt."
         )
     settle(model)
     outer = model.optimizer
     if not outer.built:
         outer.build(model.trainable_variables)
     optimizer.load_own_variables(found)
-    if outer is not optimizer and found is groups.get(_INNER_GROUP):
+    if outer is not optimizer and found is inside:
         # LossScaleOptimizer's own variables come first.
-        inside = {id(variable) for variable in optimizer.variables}
-        own = [v for v in outer.variables if id(v) not in inside]
-        for number, variable in enumerate(own):
-            variable.assign(groups[_GROUP][str(number)])
+        known = {id(variable) for variable in optimizer.variables}
+        rest = [v for v in outer.variables if id(v) not in known]
+        for number, variable in enumerate(rest):
+            variable.assign(own[str(number)])
+
+
+class _Reader(keras.layers.Layer):
+    """Is given by Keras what a file holds for an optimizer."""
+
+    def __init__(self, inside: Sequence[str] = _PLACES) -> None:
+        super().__init__()
+        self.built = True
+        self.found: dict[str, Array] = {}
+        if inside:
+            setattr(self, inside[0], _Reader(inside[1:]))
+
+    def load_own_variables(self, store: checkpoint.Store) -> None:
+        keys = list(store.keys())
+        self.found = {key: np.array(store[key]) for key in keys}
 
 
 def _kind(path: str | os.PathLike[str]) -> str:
@@ -156,29 +158,3 @@ def _kind(path: str | os.PathLike[str]) -> str:
         f"`path` must end in '{_KERAS}' or '{_WEIGHTS}'. Received: "
         f"{os.fspath(path)!r}."
     )
-
-
-def _read_groups(path: str | os.PathLike[str]) -> dict[str, dict[str, Array]]:
-    """Return what a file holds for its optimizer, by group."""
-    import h5py
-
-    source: str | io.BytesIO = os.fspath(path)
-    if _kind(path) == _KERAS:
-        with zipfile.ZipFile(source) as archive:
-            # HDF5 seeks back and forth, which a zip member does slowly.
-            source = io.BytesIO(archive.read(_MEMBER))
-    with h5py.File(source, "r") as file:
-        return {
-            name: {
-                key: np.array(entry, dtype=_dtype(entry))
-                for key, entry in file[name].items()
-            }
-            for name in (_GROUP, _INNER_GROUP)
-            if name in file
-        }
-
-
-def _dtype(entry: "h5py.Dataset") -> npt.DTypeLike | None:
-    """Return bfloat16, which Keras notes beside the bytes; else `None`."""
-    narrow = entry.attrs.get("dtype") == "bfloat16"
-    return ml_dtypes.bfloat16 if narrow else None

@@ -4,7 +4,7 @@ import gc
 
 import keras
 
-from keras_dualopt.optimizer import DualOpt, holders
+from keras_dualopt.optimizer import DualOpt, living
 from keras_dualopt.wrapping import unwrapped
 
 
@@ -34,17 +34,13 @@ def optimizer_of(model: keras.Model, beside_others: bool = False) -> DualOpt:
         )
     if len(parts) == 1:
         return parts[0]
-    if not isinstance(optimizer, DualOpt):
-        received = (
-            "one that is not compiled"
-            if optimizer is None
-            else f"one compiled with {type(optimizer).__name__}"
-        )
-        raise ValueError(
-            f"The model must be compiled with DualOpt. Received: {received}. "
-            "Call `model.compile(DualOpt(...), ...)`."
-        )
-    return optimizer
+    if isinstance(optimizer, DualOpt):
+        return optimizer
+    kind = "nothing" if optimizer is None else type(optimizer).__name__
+    raise ValueError(
+        f"The model must be compiled with DualOpt. Received: one compiled with "
+        f"{kind}. Call `model.compile(DualOpt(...), ...)`."
+    )
 
 
 def holder_of(model: keras.Model) -> DualOpt:
@@ -61,11 +57,11 @@ def holder_of(model: keras.Model) -> DualOpt:
         isinstance(own, DualOpt) and own.has_anchors
     ):
         return optimizer_of(model)
-    found = holders(model.trainable_variables)
+    found = _holders(model)
     if len(found) > 1:
         del found
         gc.collect()  # Not those that nobody could name any more.
-        found = holders(model.trainable_variables)
+        found = _holders(model)
     if len(found) > 1:
         raise ValueError(
             "One DualOpt must have the anchors of the model. Received: "
@@ -74,3 +70,12 @@ def holder_of(model: keras.Model) -> DualOpt:
             "new one: `model.compile(DualOpt(...).anchor_at(old), ...)`."
         )
     return found[0] if found else optimizer_of(model)
+
+
+def _holders(model: keras.Model) -> list[DualOpt]:
+    trained = {id(variable) for variable in model.trainable_variables}
+    held = (
+        (one, {id(r.variable) for r in one.rows if r.anchor is not None})
+        for one in list(living)
+    )
+    return [one for one, own in held if own & trained and one.has_anchors]

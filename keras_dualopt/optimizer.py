@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import math
-import numbers
 import sys
 import warnings
 import weakref
@@ -28,12 +26,7 @@ from keras_dualopt.depth import (
     no_weights,
     training_model,
 )
-from keras_dualopt.plan import (
-    Row,
-    aliases_of,
-    make_rows,
-    names_of,
-)
+from keras_dualopt.plan import Row, aliases_of, make_rows, names_of
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
@@ -42,23 +35,12 @@ from keras_dualopt.settings import (
     Reach,
     Settings,
     check_learning_rate,
+    is_number,
     peak_learning_rate,
     reference_rate,
 )
 from keras_dualopt.sources import Source
 from keras_dualopt.summary import summary_table
-
-
-class _Parts:
-    """What `build` makes; one object, for Keras' trackers to leave alone."""
-
-    # Made after the rows; nothing asks for them before.
-    anchors: Anchors
-    pull: Pull
-
-    def __init__(self, depth: LayerDepth, rows: list[Row]) -> None:
-        self.depth = depth
-        self.rows = rows
 
 
 @dataclasses.dataclass
@@ -245,9 +227,13 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._warned_of_rate = False
         self._stage_is_meant = False
         self._head: Head = None
+        # The paths that patterns speak of, by the weight's place.
         self._names: dict[str, str] | None = None
-        self._parts: _Parts | None = None
         self._pending = _Pending()
+        # What `build` makes.
+        self._depth: LayerDepth
+        self._anchors: Anchors
+        self._pull: Pull
         # The name only: Keras' saver would enter an optimizer kept here.
         self._base_name = base if isinstance(base, str) else None
 
@@ -273,9 +259,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     @property
     def depth(self) -> Depth:
         """The `LayerDepth` in force; before `build`, the argument."""
-        if self._parts is None:
-            return self.settings.depth
-        return self._parts.depth
+        return self._depth if self.built else self.settings.depth
 
     @depth.setter
     def depth(self, value: Depth) -> None:
@@ -297,7 +281,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     ) -> None:
         follows = self._reference is not None and not self._reference_given
         peak = None
-        if isinstance(learning_rate, numbers.Real):
+        if is_number(learning_rate):
             peak = float(learning_rate)
         elif follows and not isinstance(learning_rate, keras.Variable):
             peak = peak_learning_rate(learning_rate)
@@ -314,10 +298,9 @@ class DualOpt(wrapping.WrappingOptimizer):
             # A callback that warms up begins below the rate that is meant.
             if training_model() is None or rate > self._reference:
                 self._reference = rate
-                if self._parts is not None:
+                if self.built:
                     self._remake_pull()
-            return
-        if rate > 1.01 * self._reference and not self._warned_of_rate:
+        elif rate > 1.01 * self._reference and not self._warned_of_rate:
             self._warned_of_rate = True
             times = rate / self._reference
             warnings.warn(
@@ -330,10 +313,10 @@ class DualOpt(wrapping.WrappingOptimizer):
             )
 
     def _has_stepped(self) -> bool:
-        if self._parts is None:
+        if not self.built:
             return self._pending.state is not None
         self.settle()
-        return self._parts.anchors.state != NOT_TAKEN
+        return self._anchors.state != NOT_TAKEN
 
     def _change_setting(self, name: str, value: object) -> None:
         if "_settings" not in self.__dict__:
@@ -350,27 +333,18 @@ class DualOpt(wrapping.WrappingOptimizer):
             )
         if self.built:
             raise ValueError(
-                f"`{name}` cannot be changed after the optimizer was built "
-                f"with {getattr(self, name)!r}: steps that are compiled "
-                f"already would not see it. Received: {value!r}. Make a new "
-                f"DualOpt({name}=...), call `new.anchor_at(old)` on it to keep "
-                "the anchors, and compile again."
+                f"`{name}` cannot be changed after the optimizer was built: "
+                "compiled steps would not see it. Received: "
+                f"{value!r}. Make a new DualOpt({name}=...), call "
+                "`new.anchor_at(old)` to keep the anchors, and compile again."
             )
-        values = {**vars(self.settings), name: value}
-        if name == "reach":
-            if self.reach is None:
-                values.update(rollback=None, rollback_min=None)
-            elif self.reach_max == Settings(reach=self.reach).reach_max:
-                values["reach_max"] = None  # It was not said.
-        elif name == "rollback" and self.reach is not None:
-            values.update(reach=None, reach_max=None)
-        settings = Settings(**values)
+        settings = self.settings.changed(name, value)
         if settings.reach is not None:
             accepted.step_bound(self._holder.base)
-            self._reference, self._reference_given = None, False
-        elif self._reference is None and settings.mode == "finetune":
+        if (settings.reach is None) != (self.reach is None):
             rate = wrapping.own_learning_rate(self, self.mode)
             self._reference = reference_rate(settings, None, rate)
+            self._reference_given = False
         self._settings = settings
         if name in ("exclude", "depth"):
             self._names = None  # It was said of today's names.
@@ -424,47 +398,27 @@ class DualOpt(wrapping.WrappingOptimizer):
     def decide(self, variables: Sequence[keras.Variable]) -> None:
         """Decide each variable's depth, strength and anchor."""
         model = self._find_model(variables)
-        aliases = aliases_of(self._names, model)
-        depth, rows = make_rows(
+        today = names_of(model) if self.settings.has_patterns else {}
+        aliases = aliases_of(self._names, today, model)
+        self._depth, self._rows = make_rows(
             self.settings, model, self._head, variables, aliases
         )
         if not aliases:
-            self._names = names_of(model)
-        engine.check_engine(
-            model,
-            variables,
-            self.strategy,
-            bool(self.gradient_accumulation_steps),
-        )
+            self._names = today
+        accumulates = bool(self.gradient_accumulation_steps)
+        engine.check_engine(model, variables, self.strategy, accumulates)
         accepted.warn_if_narrow(self._holder.base, variables)
-        self._parts = _Parts(depth, rows)
         if model is not None:
             self._model_reference = weakref.ref(model)
         self.note_trainer()
 
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
         """Create θ₀ and what belongs to it."""
-        parts = self._built("anchors")
-        units = {row.unit for row in parts.rows} - {None}
-        with engine.replicated(self.strategy):
-            add = functools.partial(
-                self.add_variable, aggregation="only_first_replica"
-            )
-            flag = add(shape=(), dtype="int32", name="anchors_taken")
-            sizes = None
-            if units:
-                sizes = add(
-                    shape=(len(units),), dtype="float32", name="reach_units"
-                )
-        parts.anchors = Anchors(
-            parts.rows,
-            lambda variable: self.add_like(variable, self.anchor_dtype),
-            self.forget,
-            flag,
-            sizes,
+        self._anchors = Anchors(
+            self, self._rows, self.anchor_dtype, self._remake_pull
         )
         self._make_pull()
-        _built.add(self)
+        living.add(self)
 
     def resume(self) -> None:
         """Read the state and the anchors that were given before `build`."""
@@ -475,26 +429,26 @@ class DualOpt(wrapping.WrappingOptimizer):
             except ValueError as error:
                 if not pending.may_mismatch:
                     raise
-                pending.state = None
                 warnings.warn(
                     "The state of DualOpt was passed over, as `skip_mismatch="
                     "True` says; θ₀ will be the weights of the first step. "
                     f"{error}",
                     stacklevel=stacklevel(),
                 )
+            else:
+                rate = pending.learning_rate
+                if rate is not None and self.learning_rate_is_variable():
+                    self.learning_rate = rate
         if pending.has_source:
             self._move_anchors(pending.source)
-            self._pending = _Pending()
+        self._pending = _Pending()
 
     def _find_model(
         self, variables: Sequence[keras.Variable]
     ) -> keras.Model | None:
+        if self._head is not None:
+            self._bound_model()
         model = self._model_reference()
-        if model is None and self._head is not None:
-            raise ValueError(
-                "The model given to `bind(model, head=...)` no longer exists. "
-                "Call `bind` with the model that is to be trained."
-            )
         if model is None:
             try:
                 return find_model(variables)
@@ -515,14 +469,22 @@ class DualOpt(wrapping.WrappingOptimizer):
                 )
         return model
 
-    def _built(self, what: str) -> _Parts:
-        if self._parts is None:
+    def _bound_model(self) -> keras.Model:
+        model = self._model_reference()
+        if model is None:
+            raise ValueError(
+                "The model given to `bind(model, head=...)` no longer exists. "
+                "Call `bind` with the model that is to be trained."
+            )
+        return model
+
+    def _check_built(self, what: str) -> None:
+        if not self.built:
             raise ValueError(
                 "The optimizer has not seen its variables, so that it has no "
                 f"{what} yet. Call "
                 "`optimizer.build(model.trainable_variables)` or train first."
             )
-        return self._parts
 
     # The step: θ₀, the base's step, the pull.
 
@@ -535,34 +497,35 @@ class DualOpt(wrapping.WrappingOptimizer):
                 "fits, or make a new optimizer."
             )
         if self.mode == "finetune":
-            self._built("anchors").anchors.check(self._stage_is_meant)
+            self._anchors.check(self._stage_is_meant)
 
     def before_step(self) -> None:
         """Take θ₀ in the first step."""
         if self.mode == "finetune":
-            self._built("anchors").anchors.capture(self.strategy)
+            self._anchors.capture()
 
     @property
     def pull(self) -> Pull:
         """θ_pre ↦ θ_pre − ρ (θ_pre − a), for every variable."""
-        return self._built("pull").pull
+        self._check_built("pull")
+        return self._pull
 
     def _make_pull(self) -> None:
-        parts = self._built("pull")
         reach = self.settings.reach is not None
-        parts.pull = Pull(
-            [row.level(reach) for row in parts.rows],
-            [row.anchor for row in parts.rows],
+        self._pull = Pull(
+            [row.level(reach) for row in self._rows],
+            [row.anchor for row in self._rows],
             1.0 if self._reference is None else self._reference,
             reach,
-            parts.anchors.units,
+            self._anchors.units,
         )
         base = self._holder.base
         if isinstance(base, PaperRule):
-            base.pull = parts.pull
+            base.pull = self._pull
 
     def _remake_pull(self) -> None:
         """Pull otherwise from now on, also in compiled steps."""
+        self.track_base()  # Behind the anchors, as in `build`.
         self._make_pull()
         self.retrace()
 
@@ -583,8 +546,8 @@ class DualOpt(wrapping.WrappingOptimizer):
                 "to keep the anchors.",
                 stacklevel=stacklevel(),
             )
-        if self._parts is not None and self.mode == "finetune":
-            self._parts.anchors.note_left()
+        if self.built and self.mode == "finetune":
+            self._anchors.note_left()
 
     # The anchors' public life.
 
@@ -595,7 +558,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        return list(self._built("rows").rows)
+        self._check_built("rows")
+        return list(self._rows)
 
     @property
     def anchors(self) -> list[keras.Variable | None]:
@@ -606,15 +570,14 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        return [row.anchor for row in self._settled("anchors").rows]
+        self._settle_anchors("anchors")
+        return [row.anchor for row in self._rows]
 
-    def _settled(self, what: str) -> _Parts:
+    def _settle_anchors(self, what: str) -> None:
         """Bring θ₀ up to date, also before the first step."""
-        parts = self._built(what)
+        self._check_built(what)
         self.settle()
-        if not parts.anchors.dropped:
-            parts.anchors.refresh()
-        return parts
+        self._anchors.refresh()
 
     @property
     def has_anchors(self) -> bool:
@@ -624,9 +587,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     @property
     def carried(self) -> dict[str, Array]:
         """θ₀ of weights that are not trained now, by place, on the host."""
-        if self._parts is None:
-            return {}
-        return dict(self._parts.anchors.carried)
+        return dict(self._anchors.carried) if self.built else {}
 
     def anchor_at(self, source: Source = None) -> Self:
         """Choose new anchors; return the optimizer.
@@ -653,7 +614,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         else:
             sources.check_source(source)
         self._stage_is_meant = True
-        if self._parts is not None:
+        if self.built:
             self._move_anchors(source)
         else:
             self._pending.source = source
@@ -664,40 +625,20 @@ class DualOpt(wrapping.WrappingOptimizer):
         return self
 
     def _move_anchors(self, source: Source | sources.Earlier) -> None:
-        parts = self._built("anchors")
         self.settle()
-        moved = sources.anchors_from(
-            source, self._model_reference(), parts.rows
-        )
-        with self._revived():
-            parts.anchors.move_to(*moved)
-
-    @contextlib.contextmanager
-    def _revived(self) -> Iterator[None]:
-        """Make room for θ₀ if it was dropped; on an error, drop it again."""
-        anchors = self._built("anchors").anchors
-        if not anchors.dropped:
-            yield
-            return
-        anchors.make()
-        self.track_base()  # Behind them, as in `build`.
-        try:
-            yield
-        except ValueError:
-            anchors.drop()
-            raise
-        self._remake_pull()
+        model = self._model_reference()
+        self._anchors.move_to(*sources.anchors_from(source, model, self._rows))
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
-        parts = self._settled("anchors")
-        if parts.anchors.dropped:
+        self._settle_anchors("anchors")
+        if self._anchors.dropped:
             raise ValueError(
                 "The anchors of the other DualOpt were dropped. Give a model "
                 "or a weights file instead."
             )
         return sources.Earlier(
-            parts.rows, parts.anchors.carried, self._model_reference()
+            self._rows, self._anchors.carried, self._model_reference()
         )
 
     def drop_anchors(self) -> None:
@@ -710,10 +651,9 @@ class DualOpt(wrapping.WrappingOptimizer):
             ValueError: Before `build`, and in scratch mode.
         """
         self._only_in_finetune("drop_anchors")
-        parts = self._built("anchors")
+        self._check_built("anchors")
         self.settle()
-        parts.anchors.drop()
-        self._remake_pull()
+        self._anchors.drop()
 
     @contextlib.contextmanager
     def without_anchors(self) -> Iterator[None]:
@@ -722,15 +662,15 @@ class DualOpt(wrapping.WrappingOptimizer):
         They stay: dropping and remaking them would leave compiled steps with
         variables that are no longer there.
         """
-        anchors = None if self._parts is None else self._parts.anchors
-        if anchors is None or anchors.state != TAKEN:
-            yield  # Anchors that were not taken are not written.
-            return
-        anchors.set_state(DROPPED)
+        # Those that were not taken are not written anyway.
+        taken = self.built and self._anchors.state == TAKEN
+        if taken:
+            self._anchors.set_state(DROPPED)
         try:
             yield
         finally:
-            anchors.set_state(TAKEN)
+            if taken:
+                self._anchors.set_state(TAKEN)
 
     def _only_in_finetune(self, name: str) -> None:
         if self.mode != "finetune":
@@ -747,7 +687,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         depth: Any = self.settings.depth
         if self._head is not None:
             # What was bound by hand would not be found by itself.
-            depth = self._depth_of_bound_model()
+            depth = self.depth
+            if not self.built:
+                depth = layer_depth(self._bound_model(), head=self._head)
         if isinstance(depth, LayerDepth):
             depth = keras.saving.serialize_keras_object(depth)
         elif depth is not None:
@@ -761,23 +703,10 @@ class DualOpt(wrapping.WrappingOptimizer):
             reference_learning_rate=self._reference,
             reference_given=self._reference_given,
         )
-        if self._names and (self.exclude or isinstance(depth, list)):
+        if self._names and self.settings.has_patterns:
             # Patterns speak of paths, and a reloaded model may lose a prefix.
             config["names"] = self._names
         return config
-
-    def _depth_of_bound_model(self) -> LayerDepth:
-        if self._parts is not None:
-            return self._parts.depth
-        model = self._model_reference()
-        if model is None or not model.built:
-            raise ValueError(
-                "The head given to `bind(model, head=...)` goes into the "
-                "config as depths of the model, which "
-                + ("no longer exists" if model is None else "is not built yet")
-                + ". Build the model first."
-            )
-        return layer_depth(model, head=self._head)
 
     @classmethod
     def from_config(
@@ -810,23 +739,20 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def save_own_variables(self, store: checkpoint.Store) -> None:
         """Write the state, each entry by what it is and which weight it has."""
-        if self._parts is None:
-            if self._pending.has_source:
-                raise ValueError(
-                    "The anchors given to `anchor_at` cannot be saved before "
-                    "the optimizer has seen its variables. Call "
-                    "`optimizer.build(model.trainable_variables)` first."
-                )
-            if self._pending.state is not None:
-                checkpoint.rewrite(
-                    self._pending.state, store, self._pending.learning_rate
-                )
+        if self.built:
+            self.settle()
+            checkpoint.write(self._table(), store)
             return
-        self.settle()
-        anchors = self._parts.anchors
-        checkpoint.write(
-            self._table(), store, anchors.state, self._labels(), anchors.carried
-        )
+        if self._pending.has_source:
+            raise ValueError(
+                "The anchors given to `anchor_at` cannot be saved before the "
+                "optimizer has seen its variables. Call "
+                "`optimizer.build(model.trainable_variables)` first."
+            )
+        if self._pending.state is not None:
+            checkpoint.rewrite(
+                self._pending.state, store, self._pending.learning_rate
+            )
 
     def load_own_variables(self, store: checkpoint.Store) -> None:
         """Read the state; before `build`, keep it until then.
@@ -836,16 +762,13 @@ class DualOpt(wrapping.WrappingOptimizer):
                 difference, and no variable has been written then.
         """
         found = checkpoint.read(store)
-        if found is not None:
-            if self._parts is None:
-                self._pending = _Pending()  # What is said last counts.
-                self._pending.state = found
-                self._pending.may_mismatch = bool(argument("skip_mismatch"))
-            else:
-                self._restore(found)
-            return
-        count = len(list(store.keys()))
-        if self._pending.state is not None:
+        if found is not None and self.built:
+            self._restore(found)
+            self._pending = _Pending()
+        elif found is not None:
+            # What is said last counts.
+            self._pending = _Pending(found, bool(argument("skip_mismatch")))
+        elif self._pending.state is not None:
             self._pending.state = None
             warnings.warn(
                 "The state of a DualOpt read before was discarded: a file "
@@ -854,79 +777,35 @@ class DualOpt(wrapping.WrappingOptimizer):
                 "its file last; to anchor at other weights, call `anchor_at`.",
                 stacklevel=stacklevel(),
             )
-            return
-        trained = False
-        if self._parts is not None:
-            trained = self._parts.anchors.state == TAKEN
-            self._parts.anchors.expect_new_weights()
-        checkpoint.warn_foreign(count, trained)
+        else:
+            trained = self.built and self._anchors.state == TAKEN
+            if self.built:
+                self._anchors.expect_new_weights()
+            checkpoint.warn_foreign(len(list(store.keys())), trained)
 
     def _restore(self, found: checkpoint.State) -> None:
-        parts = self._built("state")
-        anchors = parts.anchors
-        flag = found.flag
-        room = self._revived() if flag != DROPPED else contextlib.nullcontext()
-        with room:
-            pairs = checkpoint.match(self._table(), found, self._labels())
-        sizes_found = False
-        for variable, array in pairs:
-            sizes_found |= variable is anchors.units
-            engine.copy_value(variable, array)
-        rate = self._pending.learning_rate
-        self._pending.state = self._pending.learning_rate = None
-        if flag == DROPPED:
-            anchors.drop()
-        else:
-            anchors.set_state(flag)
-            anchors.carried = found.carried
-            if not sizes_found:
-                anchors.measure()
-        self._restore_reference(found)
-        if flag == DROPPED:
-            self._remake_pull()
-        anchors.expect_new_weights()
-        if flag == TAKEN:
-            anchors.note_restored()
-        if rate is not None and self.learning_rate_is_variable():
-            self.learning_rate = rate  # Assigned after the file was read.
-
-    def _restore_reference(self, found: checkpoint.State) -> None:
-        """Take η over where the learning rate was, so that ρ is as before."""
+        checkpoint.restore(self._table(), found)
+        # η belongs to the learning rate: ρ is to be as before.
         reference = found.manifest["settings"].get("reference")
-        if self._reference_given or None in (reference, self._reference):
+        if self._reference_given or self._reference is None:
             return
-        if reference == self._reference:
+        if reference in (None, self._reference):
             return
-        if "learning_rate" not in found.arrays or not (
-            self.learning_rate_is_variable()
-        ):
-            warnings.warn(
-                f"The state was written at reference learning rate "
-                f"{reference!r}, with a learning rate of another kind (a "
-                "schedule on one side). The pull is measured against "
-                f"{self._reference!r}; pass `reference_learning_rate=` to "
-                "choose.",
-                stacklevel=stacklevel(),
-            )
+        if "learning_rate" in found.arrays and self.learning_rate_is_variable():
+            self._reference = reference
+            self._remake_pull()
             return
-        self._reference = reference
-        self._remake_pull()
-
-    def _table(self) -> checkpoint.Table:
-        parts = self._built("state")
-        scalars = {**self.clock, "anchors_taken": parts.anchors.flag}
-        if parts.anchors.units is not None:
-            scalars["reach_units"] = parts.anchors.units
-        return checkpoint.table(
-            parts.rows, self.variables, (self, self._holder.base), scalars
+        warnings.warn(
+            f"The state was written at reference learning rate {reference!r}, "
+            "with a learning rate of another kind (a schedule on one side). "
+            f"The pull is measured against {self._reference!r}; pass "
+            "`reference_learning_rate=` to choose.",
+            stacklevel=stacklevel(),
         )
 
-    def _labels(self) -> dict[str, str | float | None]:
-        return {
-            "mode": self.mode,
-            "base": accepted.label(self._holder.base),
-            "reference": self._reference,
-        }
+    def _table(self) -> checkpoint.Table:
+        labels = {"mode": self.mode, "reference": self._reference}
+        return checkpoint.table(self, self._holder.base, self._anchors, labels)
 
     # What a person sees.
 
@@ -938,33 +817,28 @@ class DualOpt(wrapping.WrappingOptimizer):
         Raises:
             ValueError: Before `build`.
         """
-        parts = self._settled("depths")
+        self._settle_anchors("depths")
         print_fn(
             summary_table(
-                parts.rows,
-                parts.pull,
+                self._rows,
+                self._pull,
                 self.settings,
-                self._reference,
                 float(keras.ops.convert_to_numpy(self.learning_rate)),
                 type(self._holder.base).__name__,
-                parts.anchors.carried,
+                self._anchors.carried,
             )
         )
 
     def __repr__(self) -> str:
         """Name the arguments that say what is done."""
-        first, second = self.settings.level_names
-        rate = (
-            f"{float(keras.ops.convert_to_numpy(self.learning_rate)):g}"
-            if self.learning_rate_is_variable()
-            else type(self.clock["learning_rate"]).__name__
-        )
-        return (
-            f"<DualOpt mode={self.mode!r} base="
-            f"{self._base_name or type(self._holder.base).__name__!r} "
-            f"learning_rate={rate} {first}={getattr(self, first)!r} "
-            f"{second}={getattr(self, second)!r} power={self.power!r}>"
-        )
+        rate = type(self.clock["learning_rate"]).__name__
+        if self.learning_rate_is_variable():
+            rate = f"{float(keras.ops.convert_to_numpy(self.learning_rate)):g}"
+        base = self._base_name or type(self._holder.base).__name__
+        names = (*self.settings.level_names, "power")
+        said = " ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        first = f"<DualOpt mode={self.mode!r} base={base!r}"
+        return f"{first} learning_rate={rate} {said}>"
 
     def exclude_from_weight_decay(
         self, var_list: object = None, var_names: object = None
@@ -979,18 +853,4 @@ class DualOpt(wrapping.WrappingOptimizer):
 
 
 # Those that may have θ₀ of a model that knows nothing of them.
-_built: "weakref.WeakSet[DualOpt]" = weakref.WeakSet()
-
-
-def holders(variables: Sequence[keras.Variable]) -> list[DualOpt]:
-    """Return the living optimizers that have θ₀ of some of these weights."""
-    asked = {id(variable) for variable in variables}
-    return [
-        one
-        for one in list(_built)
-        if any(
-            row.anchor is not None and id(row.variable) in asked
-            for row in one.rows
-        )
-        and one._has_stepped()
-    ]
+living: "weakref.WeakSet[DualOpt]" = weakref.WeakSet()

@@ -1,6 +1,7 @@
 """What `build` decides for every weight: one row each, and rows by layer."""
 
 import dataclasses
+import functools
 import math
 import re
 import warnings
@@ -35,9 +36,8 @@ def role(variable: keras.Variable) -> Literal["anchor", "zero", "free"]:
     and float8 scales are overwritten with their gradient.
     """
     name = variable.path.rpartition("/")[2]
-    if getattr(variable, "overwrite_with_gradient", False):
-        return "free"
-    if name in _LORA_FREE:
+    overwritten = getattr(variable, "overwrite_with_gradient", False)
+    if overwritten or name in _LORA_FREE:
         return "free"
     return "zero" if name in _LORA_ZERO else "anchor"
 
@@ -50,9 +50,9 @@ class Row:
         variable: The weight.
         key: Its place in the model, the same in every copy of it.
         layer: The path of the layer that owns it.
-        relative: Its relative depth in [0, 1]; `None` for the head.
         pretrained: Whether it counts as pretrained.
         excluded: Whether `exclude` names it.
+        relative: Its relative depth in [0, 1]; `None` for the head.
         strength: What sets its pull: the share of the way back per step at the
             reference learning rate, the weight decay, or R with `reach` (in
             the unit of weights, or of `unit`).
@@ -66,13 +66,13 @@ class Row:
     variable: keras.Variable
     key: str
     layer: str
-    relative: float | None
     pretrained: bool
     excluded: bool
-    strength: float
-    rate: float
-    pulled: bool
-    anchored: bool
+    relative: float | None = None
+    strength: float = 0.0
+    rate: float = 1.0
+    pulled: bool = False
+    anchored: bool = False
     unit: int | None = None
     anchor: keras.Variable | None = None
 
@@ -81,6 +81,11 @@ class Row:
         """The weight's Keras path."""
         path: str = self.variable.path
         return path
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.variable.shape)
 
     def level(self, reach: bool) -> Level:
         """Return what `Pull` is to do with it."""
@@ -96,71 +101,45 @@ def make_rows(
     variables: Sequence[keras.Variable],
     aliases: Mapping[int, str],
 ) -> tuple[LayerDepth, list[Row]]:
-    """Decide for every variable.
+    """Return the depths in force, and one row for each variable to train.
 
-    Args:
-        settings: The arguments of DualOpt.
-        model: The model that owns the variables, if it is known.
-        head: What `bind` was told of the head.
-        variables: The variables to train.
-        aliases: The paths that patterns speak of; see `aliases_of`.
-
-    Returns:
-        The depths in force, and one row for each variable.
+    `model` owns them, if it is known; `head` is what `bind` was told, and
+    `aliases` are the paths that patterns speak of (`aliases_of`).
     """
     scratch = settings.mode == "scratch"
     known = [*variables] if model is None else [*model.weights]
     excluded = _by_name(
-        lambda names: _excluded(settings.exclude, known, variables, names),
+        functools.partial(_excluded, settings.exclude, known, variables),
         aliases,
     )
     given = settings.depth
     if isinstance(given, LayerDepth):
         depth = given
-    elif given is not None:
-        patterns = given
+    elif given is None:
+        depth = layer_depth(model, head=() if scratch else head)
+    else:
         depth = _by_name(
-            lambda names: depth_from_patterns(
-                patterns, variables, model, names
-            ),
+            functools.partial(depth_from_patterns, given, variables, model),
             aliases,
         )
-    else:
-        depth = layer_depth(model, head=() if scratch else head)
     places: Sequence[DepthRow] = depth.rows  # Of patterns, in order.
     if model is not None:
         places = depth.place(model, variables)
-    only_output = (
-        scratch
-        and not isinstance(given, Mapping)
-        and len({row.index for row in depth.rows}) == 1
-    )
+    one_layer = len({row.index for row in depth.rows}) == 1
+    output_only = scratch and one_layer and not isinstance(given, Mapping)
     rows = []
     for variable, place, free in zip(variables, places, excluded, strict=True):
-        relative = place.relative if place.pretrained else None
-        if only_output and relative is not None:
-            relative = 1.0
+        row = Row(variable, place.key, place.layer, place.pretrained, free)
+        rows.append(row)
+        if not place.pretrained or place.relative is None:
+            continue
+        row.relative = 1.0 if output_only else place.relative
+        row.strength = settings.amount(row.relative)
+        row.rate = settings.rate(row.relative)
+        nothing = math.inf if settings.reach is not None else 0.0
         kind = role(variable)
-        strength = 0.0 if relative is None else settings.amount(relative)
-        pulled = not (relative is None or free or kind == "free") and (
-            strength < math.inf if settings.reach is not None else strength > 0
-        )
-        rows.append(
-            Row(
-                variable,
-                place.key,
-                place.layer,
-                relative,
-                place.pretrained,
-                free,
-                strength,
-                1.0 if relative is None else settings.rate(relative),
-                pulled,
-                anchored=relative is not None
-                and kind == "anchor"
-                and not scratch,
-            )
-        )
+        row.pulled = not free and kind != "free" and row.strength != nothing
+        row.anchored = kind == "anchor" and not scratch
     if isinstance(settings.reach, str):
         _measure_in_layers(rows)
     if not scratch:
@@ -183,29 +162,37 @@ def _by_name(
         return decide({})
 
 
+def names_of(model: keras.Model | None) -> dict[str, str]:
+    """Return the path of every weight of a model, by place."""
+    if model is None:
+        return {}
+    keys = place_keys(model, model.weights)
+    return {key: w.path for key, w in zip(keys, model.weights, strict=True)}
+
+
 def aliases_of(
-    names: Mapping[str, str] | None, model: keras.Model | None
+    names: Mapping[str, str] | None,
+    today: Mapping[str, str],
+    model: keras.Model | None,
 ) -> dict[int, str]:
     """Return, by the variable's id, the path that each weight had before.
 
     A reloaded or cloned model loses a prefix, and automatic names are numbered
     otherwise: `dense_1` may be another layer now. Nothing where the same names
     stand in other places, or other names: then it is another model. `names`
-    are the paths of a model that this one may be a copy of, by place.
+    are those of a model that this one may be a copy of.
     """
-    if not names or model is None:
+    if not names or not today or model is None:
         return {}
-    known = model.weights
-    keys = place_keys(model, known)
-    paths = [variable.path for variable in known]
-    old = [names.get(key, path) for key, path in zip(keys, paths, strict=True)]
+    paths = [*today.values()]
+    old = [names.get(key, path) for key, path in today.items()]
     ends = [_ends(*pair) for pair in zip(old, paths, strict=True)]
     before, now = zip(*ends, strict=True)
     # The same names in other places are names that a person gave.
     exchanged = before != now and {*before} == {*now}
     if old == paths or exchanged or not all(map(_alike, old, paths)):
         return {}
-    return {id(variable): path for variable, path in zip(known, old)}
+    return {id(v): path for v, path in zip(model.weights, old, strict=True)}
 
 
 def _ends(one: str, other: str) -> tuple[str, str]:
@@ -229,38 +216,25 @@ def _alike(one: str, other: str) -> bool:
     return long[len(long) - len(short) :] == short
 
 
-def names_of(model: keras.Model | None) -> dict[str, str]:
-    """Return the path of every weight of a model, by place."""
-    if model is None:
-        return {}
-    weights = model.weights
-    keys = place_keys(model, weights)
-    return {key: w.path for key, w in zip(keys, weights, strict=True)}
-
-
 def _excluded(
     patterns: Sequence[str],
     known: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
     aliases: Mapping[int, str],
 ) -> list[bool]:
-    def matches(pattern: str, variable: keras.Variable) -> bool:
-        path = aliases.get(id(variable), variable.path)
-        return re.fullmatch(pattern, path) is not None
-
+    paths = {id(v): aliases.get(id(v), v.path) for v in known}
+    excluded = set()
     for pattern in patterns:
-        if not any(matches(pattern, variable) for variable in known):
-            some = [variable.path for variable in known[:3]]
+        found = [k for k, path in paths.items() if re.fullmatch(pattern, path)]
+        if not found:
             raise ValueError(
                 "Every pattern of `exclude` must match the whole path of at "
                 f"least one weight. Received: {pattern!r}, which matches none "
-                f"of {len(known)}, such as {some}. For a part of a path write "
-                f"'.*{pattern}.*'."
+                f"of {len(known)}, such as {[*paths.values()][:3]}. For a part "
+                f"of a path write '.*{pattern}.*'."
             )
-    return [
-        any(matches(pattern, variable) for pattern in patterns)
-        for variable in variables
-    ]
+        excluded.update(found)
+    return [id(variable) in excluded for variable in variables]
 
 
 def _measure_in_layers(rows: Sequence[Row]) -> None:
@@ -299,17 +273,7 @@ def layers_of(rows: Sequence[Row]) -> list[list[Row]]:
 def _check_something_is_pretrained(
     rows: Sequence[Row], depth: LayerDepth
 ) -> None:
-    if any(row.anchored or row.pulled for row in rows):
-        if not any(row.pulled for row in rows) and all(
-            row.excluded for row in rows if row.anchored
-        ):
-            warnings.warn(
-                "`exclude` names every pretrained weight that is trained: "
-                "nothing is pulled. Give narrower patterns; weights that "
-                "are to stay as they are can be frozen.",
-                stacklevel=stacklevel(),
-            )
-        return
+    anchored = [row for row in rows if row.anchored]
     if not any(row.pretrained for row in depth.rows):
         layers = ", ".join(sorted({row.layer for row in depth.rows}))
         raise ValueError(
@@ -318,13 +282,23 @@ def _check_something_is_pretrained(
             "model is pretrained, say so: `optimizer.bind(model, head=())`; "
             "for a model that is not pretrained use mode='scratch'."
         )
-    if not all(role(row.variable) == "free" for row in rows):
-        warnings.warn(
+    text = ""
+    if any(row.pulled for row in rows):
+        return
+    if anchored and all(row.excluded for row in anchored):
+        text = (
+            "`exclude` names every pretrained weight that is trained: nothing "
+            "is pulled. Give narrower patterns; weights that are to stay as "
+            "they are can be frozen."
+        )
+    elif not anchored and any(role(row.variable) != "free" for row in rows):
+        text = (
             "None of the trainable weights was pretrained (all of them belong "
             "to the new head, or are named as such): weight rollback does "
-            "nothing until pretrained layers are made trainable.",
-            stacklevel=stacklevel(),
+            "nothing until pretrained layers are made trainable."
         )
+    if text:
+        warnings.warn(text, stacklevel=stacklevel())
 
 
 # What Keras' initializers put there, and training moves at once.
@@ -341,8 +315,8 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
     one it is no sign: attention may have been trained without a key's bias.
     """
     new: dict[str, float] = {}
-    deepest_trained: float | None = None
     moved: set[str] = set()
+    trained: list[float] = []
     for row, value in zip(rows, values, strict=True):
         start = _STARTS.get(row.path.rpartition("/")[2])
         if start is None or row.relative is None:
@@ -354,11 +328,10 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
         else:
             new[row.layer] = row.relative
         if distance > _NEARLY:
-            deepest_trained = max(row.relative, deepest_trained or 0.0)
-    if deepest_trained is None:
-        return []
+            trained.append(row.relative)
+    deepest = max(trained, default=math.inf)
     return [
         layer
         for layer, depth in new.items()
-        if layer not in moved and depth > deepest_trained
+        if layer not in moved and depth > deepest
     ]

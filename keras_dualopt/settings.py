@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias, TypeGuard
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import keras
 import numpy as np
@@ -41,14 +41,36 @@ _FOREIGN = {
         "Use `weight_decay` and `weight_decay_min` here.",
     ),
 }
-# What `None` means.
-_LEVELS = {
-    "rollback": 0.01,
-    "rollback_min": 0.0,
-    "weight_decay": 0.05,
-    "weight_decay_min": 0.0,
+_SHARE = (
+    lambda value: 0.0 <= value <= 1.0,
+    "in [0, 1]: it is the share of the way back to the pretrained weights in "
+    "one step",
+)
+_DECAY = (lambda value: value >= 0.0, "≥ 0")
+_DEPTH = (
+    lambda value: 0.0 <= value <= 1.0,
+    "in [0, 1] (0 is the layer nearest the input), or None for weights that "
+    "were not pretrained",
+)
+# What `None` means, what the number must fulfil, and how that is said.
+_NUMBERS: dict[str, tuple[float | None, Callable[[float], bool], str]] = {
+    "rollback": (0.01, *_SHARE),
+    "rollback_min": (0.0, *_SHARE),
+    "weight_decay": (0.05, *_DECAY),
+    "weight_decay_min": (0.0, *_DECAY),
+    "power": (
+        2.0,
+        lambda value: value > 0.0,
+        "> 0; for the same strength at every depth set the minimum equal to "
+        "the maximum",
+    ),
+    "shallow_rate": (
+        None,
+        lambda value: 0.0 < value <= 1.0,
+        "in (0, 1]: it is the share of the learning rate at the shallowest "
+        "layer",
+    ),
 }
-_POWER = {"finetune": 2.0, "scratch": 1.0}
 
 # `reach_max=None`. Layers near the output keep what a shared head, an
 # embedding or a search reads: left free, they lose it.
@@ -87,25 +109,25 @@ class Settings:
                     f"`{name}` belongs to mode {mode!r}. Received: {name}="
                     f"{value!r} in mode {self.mode!r}. {remedy}"
                 )
+        numbers = ["power", "shallow_rate"]
         if self.reach is None and self.reach_max is None:
-            self._check_levels()
+            numbers += self.level_names
         else:
             self._check_reach()
-        power = _number("power", self.power, _POWER[self.mode])
-        if power <= 0.0:
+        if self.mode == "scratch" and self.power is None:
+            self._write("power", 1.0)
+        for name in numbers:
+            default, holds, must = _NUMBERS[name]
+            value = getattr(self, name)
+            value = default if value is None else value
+            self._write(name, _number(name, value, holds, must))
+        (first, second), (one, two) = self.level_names, self.levels
+        if two < one if self.reach is not None else two > one:
+            sign = "≤" if self.reach is None else "≥"
             raise ValueError(
-                f"`power` must be > 0. Received: power={power!r}. For the same "
-                "strength at every depth set the minimum equal to the maximum."
+                f"`{second}` must be {sign} `{first}`. Received: {second}="
+                f"{getattr(self, second)!r}, {first}={getattr(self, first)!r}."
             )
-        self._write("power", power)
-        rate = _number("shallow_rate", self.shallow_rate, None)
-        if not 0.0 < rate <= 1.0:
-            raise ValueError(
-                "`shallow_rate` must be in (0, 1]: it is the share of the "
-                "learning rate at the shallowest layer. Received: "
-                f"shallow_rate={self.shallow_rate!r}."
-            )
-        self._write("shallow_rate", rate)
         if self.anchor_dtype not in (None, "bfloat16", "float16"):
             raise ValueError(
                 "`anchor_dtype` must be None (the weights' own), 'bfloat16' or "
@@ -116,27 +138,6 @@ class Settings:
 
     def _write(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-
-    def _check_levels(self) -> None:
-        for name in self.level_names:
-            value = _number(name, getattr(self, name), _LEVELS[name])
-            self._write(name, value)
-            if value < 0.0:
-                raise ValueError(
-                    f"`{name}` must be ≥ 0. Received: {name}={value!r}."
-                )
-            if self.mode == "finetune" and value > 1.0:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1]: it is the share of the way "
-                    "back to the pretrained weights in one step. Received: "
-                    f"{name}={value!r}."
-                )
-        (high_name, low_name), (high, low) = self.level_names, self.levels
-        if low > high:
-            raise ValueError(
-                f"`{low_name}` must be ≤ `{high_name}`. Received: "
-                f"{low_name}={low!r}, {high_name}={high!r}."
-            )
 
     def _check_reach(self) -> None:
         for name in ("rollback", "rollback_min"):
@@ -163,16 +164,9 @@ class Settings:
                 "or both a share such as '20%'. Received: reach="
                 f"{self.reach!r}, reach_max={self.reach_max!r}."
             )
-        if most < reach:
-            raise ValueError(
-                "`reach_max` must be ≥ `reach`. Received: reach_max="
-                f"{self.reach_max!r}, reach={self.reach!r}."
-            )
 
     def _check_depth(self) -> None:
         depth = self.depth
-        if depth is None:
-            return
         if isinstance(depth, LayerDepth):
             if self.mode == "scratch" and not depth.headless:
                 raise ValueError(
@@ -180,29 +174,40 @@ class Settings:
                     "scratch mode. Received: one with a head. Make it with "
                     "`layer_depth(model, head=())`."
                 )
-            return
-        if not isinstance(depth, Mapping):
+        elif isinstance(depth, Mapping):
+            if not depth:
+                raise ValueError(
+                    "`depth` must name at least one pattern. Received: an "
+                    "empty dict. `None` finds the depths by itself."
+                )
+            for pattern, relative in depth.items():
+                _check_pattern("depth", pattern)
+                if relative is not None:
+                    _number(f"depth[{pattern!r}]", relative, *_DEPTH)
+            self._write("depth", dict(depth))
+        elif depth is not None:
             raise TypeError(
                 "`depth` must be None, a `LayerDepth` or a dict {pattern: "
                 f"relative depth}}. Received: {type(depth).__name__} {depth!r}."
             )
-        if not depth:
-            raise ValueError(
-                "`depth` must name at least one pattern. Received: an empty "
-                "dict. `None` finds the depths by itself."
-            )
-        for pattern, relative in depth.items():
-            _check_pattern("depth", pattern)
-            if relative is None:
-                continue
-            value = _number(f"depth[{pattern!r}]", relative, None)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(
-                    f"`depth[{pattern!r}]` must be in [0, 1] (0 is the layer "
-                    "nearest the input), or None for weights that were not "
-                    f"pretrained. Received: {relative!r}."
-                )
-        self._write("depth", dict(depth))
+
+    def changed(self, name: str, value: object) -> "Settings":
+        """Return settings with another argument; what it replaces goes."""
+        values = {**vars(self), name: value}
+        if name == "rollback" and self.reach is not None:
+            values.update(reach=None, reach_max=None)
+        elif name == "reach" and self.reach is None:
+            values.update(rollback=None, rollback_min=None)
+        elif name == "reach":
+            default = Settings(reach=self.reach).reach_max
+            if self.reach_max == default:
+                values["reach_max"] = None  # It was not said.
+        return Settings(**values)
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether weights are named by patterns of their paths."""
+        return bool(self.exclude) or isinstance(self.depth, Mapping)
 
     @property
     def level_names(self) -> tuple[str, str]:
@@ -256,43 +261,38 @@ def check_whole(name: str, value: object, of: str = "") -> None:
         )
 
 
-def _number(name: str, value: object, default: float | None) -> float:
-    if value is None and default is not None:
-        return default
+def _number(
+    name: str, value: object, holds: Callable[[float], bool], must: str
+) -> float:
+    """Return a finite number for which something holds."""
     if not is_number(value):
         raise TypeError(
             f"`{name}` must be a number. Received: {type(value).__name__} "
             f"{value!r}."
         )
     if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite. Received: {value!r}.")
+        must = "finite"
+    if not math.isfinite(value) or not holds(value):
+        raise ValueError(f"`{name}` must be {must}. Received: {value!r}.")
     return float(value)
 
 
 def _distance(name: str, value: object) -> tuple[float, bool]:
     """Return a reach as a number, and whether it is a share."""
-    relative = isinstance(value, str)
-    number = math.nan
-    if isinstance(value, str):
-        text = value.strip()
+    relative, number = isinstance(value, str), math.nan
+    if is_number(value):
+        number = float(value)
+    elif isinstance(value, str) and value.strip().endswith("%"):
         with contextlib.suppress(ValueError):
-            if text.endswith("%"):
-                number = float(text.removesuffix("%")) / 100.0
-    elif is_number(value):
-        number = value
-    else:
-        raise TypeError(
-            f"`{name}` must be a number, or a share of the weights' size such "
-            f"as '20%'. Received: {type(value).__name__} {value!r}."
-        )
-    if math.isnan(number) or number < 0.0:
-        raise ValueError(
+            number = float(value.strip().removesuffix("%")) / 100.0
+    if not number >= 0.0:
+        error = ValueError if relative or is_number(value) else TypeError
+        raise error(
             f"`{name}` must be a distance ≥ 0, or a share of the weights' size "
-            f"such as '20%'. Received: {name}={value!r}."
+            f"such as '20%'. Received: {type(value).__name__} {value!r}."
         )
-    if number > float(np.finfo("float32").max):
-        number = math.inf
-    return float(number), relative
+    most = float(np.finfo("float32").max)
+    return (math.inf if number > most else number), relative
 
 
 def _patterns(value: object) -> tuple[str, ...]:
@@ -338,11 +338,11 @@ _WAY_OUT = (
 def check_learning_rate(value: object) -> LearningRate | None:
     """Return a learning rate that Keras takes; a whole number as float."""
     if isinstance(value, keras.optimizers.Optimizer):
+        kind = type(value).__name__
         raise TypeError(
             "`learning_rate` must be a float, a schedule or a callable. "
-            f"Received: the optimizer {type(value).__name__}. To take its "
-            "steps pass it as the base: "
-            f"`DualOpt(base=keras.optimizers.{type(value).__name__}(...))`."
+            f"Received: the optimizer {kind}. To take its steps pass it as the "
+            f"base: `DualOpt(base=keras.optimizers.{kind}(...))`."
         )
     if isinstance(value, bool | str) or not (
         value is None or isinstance(value, int | float) or callable(value)
@@ -360,15 +360,15 @@ def reference_rate(
     """Return η; `None` where the pull needs none (scratch mode, `reach`)."""
     if settings.mode == "scratch" or settings.reach is not None:
         if given is not None:
+            where = (
+                "in scratch mode, where it cancels (the pull is learning rate "
+                "× weight decay)"
+                if settings.mode == "scratch"
+                else "with `reach`, which holds at every learning rate"
+            )
             raise ValueError(
-                "`reference_learning_rate` has no meaning "
-                + (
-                    "in scratch mode, where it cancels (the pull is learning "
-                    "rate × weight decay)"
-                    if settings.mode == "scratch"
-                    else "with `reach`, which holds at every learning rate"
-                )
-                + f". Received: {given!r}."
+                f"`reference_learning_rate` has no meaning {where}. Received: "
+                f"{given!r}."
             )
         return None
     if given is None:
@@ -381,18 +381,14 @@ def peak_learning_rate(learning_rate: LearningRate) -> float:
 
     Unknown of a callable, of a schedule of one's own, and where it grows.
     """
-    peak = (
-        learning_rate
-        if is_number(learning_rate)
-        else _peak_of_schedule(learning_rate)
-    )
+    peak = _peak(learning_rate)
     if peak is None:
         raise ValueError(
             "The pull is measured against the highest learning rate, which is "
             f"not known of {learning_rate!r}: neither a float nor a schedule "
             "of `keras.optimizers.schedules` that has one. " + _WAY_OUT
         )
-    return _reference(float(peak), "the peak of `learning_rate`")
+    return _reference(peak, "the peak of `learning_rate`")
 
 
 def _reference(value: object, name: str) -> float:
@@ -404,28 +400,24 @@ def _reference(value: object, name: str) -> float:
     return float(value)
 
 
-def _peak_of_schedule(
-    schedule: keras.optimizers.schedules.LearningRateSchedule,
-) -> float | None:
+def _peak(rate: Any) -> Any:
     # By exact class: a subclass may do anything in `__call__`.
-    kind = type(schedule)
-    first = getattr(schedule, "initial_learning_rate", None)
-    peak: float | None = None
+    kind, first = type(rate), getattr(rate, "initial_learning_rate", None)
+    if is_number(rate):
+        return rate
     if kind is schedules.CosineDecay:
-        target = schedule.warmup_target
-        top = first if target is None else target
-        start = first if schedule.warmup_steps > 0 else top
-        peak = max(start, top, top * schedule.alpha)
-    elif kind is schedules.CosineDecayRestarts:
-        config = schedule.get_config()
-        if config["m_mul"] <= 1.0:
-            peak = first * max(1.0, config["alpha"])
-    elif kind is schedules.ExponentialDecay:
-        peak = first if schedule.decay_rate <= 1.0 else None
-    elif kind is schedules.InverseTimeDecay:
-        peak = first if schedule.decay_rate >= 0.0 else None
-    elif kind is schedules.PiecewiseConstantDecay:
-        peak = max(schedule.values)
-    elif kind is schedules.PolynomialDecay:
-        peak = max(first, schedule.end_learning_rate)
-    return peak
+        top = first if rate.warmup_target is None else rate.warmup_target
+        start = first if rate.warmup_steps > 0 else top
+        return max(start, top, top * rate.alpha)
+    if kind is schedules.CosineDecayRestarts:
+        config = rate.get_config()
+        return first * max(1, config["alpha"]) if config["m_mul"] <= 1 else None
+    if kind is schedules.ExponentialDecay:
+        return first if rate.decay_rate <= 1.0 else None
+    if kind is schedules.InverseTimeDecay:
+        return first if rate.decay_rate >= 0.0 else None
+    if kind is schedules.PiecewiseConstantDecay:
+        return max(rate.values)
+    if kind is schedules.PolynomialDecay:
+        return max(first, rate.end_learning_rate)
+    return None

@@ -22,17 +22,6 @@ Source: TypeAlias = (
 )
 
 
-def numpy_value(value: keras.Variable | Array) -> Array:
-    """Return a copy of a variable's value; an array as it is.
-
-    On torch and TensorFlow `convert_to_numpy` may return the live buffer,
-    which changes with the next assignment.
-    """
-    if isinstance(value, np.ndarray):
-        return value
-    return np.array(keras.ops.convert_to_numpy(engine.unwatched(value)))
-
-
 class Earlier(NamedTuple):
     """The anchors of an optimizer, for another one to take over."""
 
@@ -55,18 +44,51 @@ def check_source(source: object) -> None:
 
 def anchors_from(
     source: Source | Earlier, model: keras.Model | None, rows: Sequence[Row]
-) -> tuple[list[Array | None], dict[str, Array]]:
-    """Return what to anchor each row at, and θ₀ of weights without a row.
+) -> tuple[list[Array], dict[str, Array]]:
+    """Return what to anchor each anchored row at, and what to carry.
 
-    Rows that are not anchored get `None`. Of weights without a row it is what
-    the other optimizer anchors, by place in the model; nothing from another
-    source, with which a new stage begins.
+    That is θ₀ of weights without a row, by place in the model, which another
+    optimizer may have; with any other source a new stage begins.
     """
-    if isinstance(source, Earlier):
-        return _from_optimizer(source, model, rows)
-    anchored = [row.variable for row in rows if row.anchored]
-    found = iter(values_of(source, model, anchored))
-    return [next(found) if row.anchored else None for row in rows], {}
+    anchored = [row for row in rows if row.anchored]
+    variables = [row.variable for row in anchored]
+    if not isinstance(source, Earlier):
+        return values_of(source, model, variables), {}
+    own = {id(row.variable): row.key for row in rows}
+    both = [row for row in source.rows if id(row.variable) in own]
+    # Whether a place is the same weight on both sides. It is not in a model
+    # that has the other one as a part; bare variables are numbered as they
+    # come.
+    alike = None not in (source.model, model) and all(
+        own[id(row.variable)] == row.key for row in both
+    )
+    carried = source.carried if alike else {}
+
+    def identity(row: Row) -> object:
+        # The same variable, or (a clone, a reloaded model) the same place.
+        return id(row.variable) if both else row.key
+
+    theirs = {identity(row): row.anchor for row in source.rows}
+    # Of one model they may have trained different parts.
+    if (model is None or model is not source.model) and not any(
+        identity(row) in theirs or row.key in carried for row in rows
+    ):
+        raise ValueError(
+            "`anchor_at` takes the optimizer of this model or of a copy of it. "
+            "Received: one that shares no weight with it."
+        )
+    found: list[keras.Variable | Array | None] = []
+    for row in anchored:
+        anchor = theirs.get(identity(row))
+        if anchor is None:
+            anchor = carried.get(row.key, row.variable)
+        found.append(anchor)
+    held = {**carried}
+    if alike:
+        held |= {r.key: r.anchor for r in source.rows if r.anchor is not None}
+    places = {row.key for row in anchored}
+    kept = {k: numpy_value(a) for k, a in held.items() if k not in places}
+    return _checked(found, variables, "The other optimizer"), kept
 
 
 def values_of(
@@ -78,107 +100,57 @@ def values_of(
 
     `None`: their own. `model` is the one that owns them, if it is known.
     """
-    if source is None or source is model:
-        values = [numpy_value(variable) for variable in variables]
-    elif isinstance(source, keras.Model):
-        values = _values_of_model(source, model, variables)
-    else:
-        values = _values_of_file(source, model, variables)
-    for value, variable in zip(values, variables, strict=True):
-        check_finite(value, variable.path, _UNCHANGED)
+    found: Sequence[keras.Variable | Array | None] = variables
+    if isinstance(source, keras.Model) and source is not model:
+        found = _in_model(source, model, variables)
+    elif source is not None and source is not model:
+        found = _in_file(source, model, variables)
+    return _checked(found, variables, f"`source`, {source!r},")
+
+
+def _checked(
+    found: Sequence[keras.Variable | Array | None],
+    variables: Sequence[keras.Variable],
+    source: str,
+) -> list[Array]:
+    """Return copies of what was found for variables, if it fits them."""
+    values = []
+    for one, variable in zip(found, variables, strict=True):
+        shape = None if one is None else tuple(one.shape)
+        if one is None or shape != tuple(variable.shape):
+            raise ValueError(
+                f"{source} must have a weight of shape {tuple(variable.shape)} "
+                f"for {variable.path!r}. Received: "
+                + ("none" if one is None else f"one of shape {shape}")
+                + " in its place. It belongs to another model, and must be of "
+                "the same architecture, or of the pretrained part of it."
+            )
+        values.append(numpy_value(one))
+        check_finite(values[-1], variable.path, "The anchors are as they were.")
     return values
 
 
-def _from_optimizer(
-    source: Earlier, model: keras.Model | None, rows: Sequence[Row]
-) -> tuple[list[Array | None], dict[str, Array]]:
-    same = {id(row.variable): row for row in source.rows}
-    by_key = {row.key: row for row in source.rows}
-    # The same variables, or (a clone, a reloaded model) the same places.
-    shared = any(id(row.variable) in same for row in rows)
-    # Whether a place is the same weight on both sides. It is not in a model
-    # that has the other one as a part; bare variables are numbered as they
-    # come.
-    alike = (
-        source.model is not None
-        and model is not None
-        and all(same.get(id(row.variable), row).key == row.key for row in rows)
-    )
-    carried = source.carried if alike else {}
-    # Of one model they may have trained different parts.
-    known = shared or (model is not None and source.model is model)
-    if not known and not any(
-        row.key in by_key or row.key in carried for row in rows
-    ):
-        raise ValueError(
-            "`anchor_at` takes the optimizer of this model or of a copy of it. "
-            "Received: one that shares no weight with it."
-        )
-    values: list[Array | None] = []
-    for row in rows:
-        if not row.anchored:
-            values.append(None)
-            continue
-        other = same.get(id(row.variable)) if shared else by_key.get(row.key)
-        anchor = None if other is None else other.anchor
-        if anchor is None:
-            anchor = carried.get(row.key, row.variable)
-        if tuple(anchor.shape) != tuple(row.variable.shape):
-            raise ValueError(
-                f"The anchor of {row.path!r} must have shape "
-                f"{tuple(row.variable.shape)}. Received: "
-                f"{tuple(anchor.shape)}. The other optimizer belongs to "
-                "another model."
-            )
-        value = numpy_value(anchor)
-        values.append(value)
-        check_finite(value, row.path, _UNCHANGED)
-    held = {**carried}
-    if alike:
-        held |= {r.key: r.anchor for r in source.rows if r.anchor is not None}
-    own = {row.key for row in rows if row.anchored}
-    kept = {k: numpy_value(a) for k, a in held.items() if k not in own}
-    return values, kept
-
-
-_UNCHANGED = "The anchors are as they were."
 _BARE = (
     "The optimizer was built on bare variables and does not know their model, "
     "which it needs to {}. Call `bind(model)` before it is built."
 )
 
 
-def _values_of_model(
+def _in_model(
     source: keras.Model,
     model: keras.Model | None,
     variables: Sequence[keras.Variable],
-) -> list[Array]:
+) -> list[keras.Variable | None]:
     """Return what another model has in the same places."""
     if model is None:
         raise ValueError(_BARE.format("find the same places in another model"))
     part = _counterpart(source, model)
-    weights = source.weights
-    theirs = dict(zip(place_keys(source, weights), weights, strict=True))
-    inside = {id(weight) for weight in part.weights}
-    own = [variable for variable in variables if id(variable) in inside]
-    keys = {id(v): key for v, key in zip(own, place_keys(part, own))}
-    values = []
-    for variable in variables:
-        found = theirs.get(keys.get(id(variable), ""))
-        if found is None or tuple(found.shape) != tuple(variable.shape):
-            raise ValueError(
-                f"{source.name!r} must have a weight of shape "
-                f"{tuple(variable.shape)} for {variable.path!r}. Received: "
-                + (
-                    "none in its place"
-                    if found is None
-                    else f"{found.path!r} of shape {tuple(found.shape)}"
-                )
-                + ". The source must be a model of the same architecture, or "
-                "the pretrained part of it."
-            )
-        values.append(numpy_value(found))
-    return values
+    places = {
+        id(weight): key
+        for weight, key in zip(part.weights, place_keys(part, part.weights))
+    }
+    theirs = dict(zip(place_keys(source, source.weights), source.weights))
+    return [theirs.get(places.get(id(variable), "")) for variable in variables]
 
 
 def _counterpart(source: keras.Model, model: keras.Model) -> keras.Model:
@@ -190,7 +162,7 @@ def _counterpart(source: keras.Model, model: keras.Model) -> keras.Model:
     return model
 
 
-def _values_of_file(
+def _in_file(
     path: str | os.PathLike[str],
     model: keras.Model | None,
     variables: Sequence[keras.Variable],
@@ -213,6 +185,17 @@ def _values_of_file(
         model.optimizer = optimizer
         for weight, value in zip(model.weights, before, strict=True):
             weight.assign(value)
+
+
+def numpy_value(value: keras.Variable | Array) -> Array:
+    """Return a copy of a variable's value; an array as it is.
+
+    On torch and TensorFlow `convert_to_numpy` may return the live buffer,
+    which changes with the next assignment.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    return np.array(keras.ops.convert_to_numpy(engine.unwatched(value)))
 
 
 def check_finite(value: Array, path: str, remedy: str) -> None:

@@ -1,9 +1,6 @@
 """The table that shows, before training starts, what will be pulled."""
 
-import math
 from collections.abc import Mapping, Sequence
-
-import keras
 
 from keras_dualopt.backend import Array
 from keras_dualopt.plan import Row, layers_of
@@ -11,22 +8,12 @@ from keras_dualopt.pull import Pull
 from keras_dualopt.settings import Settings
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-_HEADER = (
-    "layer",
-    "depth",
-    "strength",
-    "rate",
-    "anchored",
-    "parameters",
-    "bytes of θ₀",
-)
 
 
 def summary_table(
     rows: Sequence[Row],
     pull: Pull,
     settings: Settings,
-    reference: float | None,
     learning_rate: float,
     base: str,
     carried: Mapping[str, Array],
@@ -37,43 +24,48 @@ def summary_table(
     way back to θ₀ in a step, or the weight decay; with `reach`, R in the unit
     of weights. `carried` is θ₀ of weights that are not trained now.
     """
-    lines: list[tuple[str, ...]] = [_HEADER]
+
+    def strength(row: Row) -> float:
+        level = row.level(pull.reach)
+        if pull.reach:
+            return pull.distance(level)
+        if settings.mode == "scratch":
+            return level.amount
+        return pull.host_ratio(level, learning_rate)
+
+    kind = "reach" if pull.reach else "strength"
+    header = ("layer", "depth", kind, "rate", "anchored")
+    lines: list[tuple[str, ...]] = [(*header, "parameters", "bytes of θ₀")]
     for layer in layers_of(rows):
         relative = layer[0].relative
-        strengths = {
-            _strength(row, pull, settings, reference, learning_rate)
-            for row in layer
-        }
-        anchored = sum(row.anchor is not None for row in layer)
+        strengths = sorted({strength(row) for row in layer})
         lines.append(
             (
                 layer[0].layer,
                 "head" if relative is None else f"{relative:.3f}",
-                " / ".join(f"{s:.3g}" for s in sorted(strengths)),
+                " / ".join(f"{s:.3g}" for s in strengths),
                 f"{layer[0].rate:.3g}",
-                {0: "no", len(layer): "yes"}.get(
-                    anchored, f"{anchored} of {len(layer)}"
-                ),
-                f"{sum(_size(row.variable) for row in layer):,}",
-                f"{sum(_bytes(row.anchor) for row in layer):,}",
+                *_sums(layer, {0: "no", len(layer): "yes"}),
             )
         )
-    lines.append(
-        (
-            "total",
-            "",
-            "",
-            "",
-            f"{sum(row.anchor is not None for row in rows)} of {len(rows)}",
-            f"{sum(_size(row.variable) for row in rows):,}",
-            f"{sum(_bytes(row.anchor) for row in rows):,}",
-        )
-    )
-    if settings.reach is not None:
-        lines[0] = tuple("reach" if c == "strength" else c for c in _HEADER)
+    lines.append(("total", "", "", "", *_sums(rows, {})))
     if settings.shallow_rate == 1.0:
         lines = [(*line[:3], *line[4:]) for line in lines]
-    text = [_title(settings, reference, learning_rate, base), *_aligned(lines)]
+    title = [
+        f"DualOpt: mode {settings.mode}",
+        f"base {base}",
+        *(
+            f"{name} {value if isinstance(value, str) else f'{value:g}'}"
+            for name in (*settings.level_names, "power")
+            for value in [getattr(settings, name)]
+        ),
+        f"learning rate {learning_rate:g}",
+    ]
+    if settings.mode == "finetune" and not pull.reach:
+        title.append(f"reference rate {pull.reference:g}")
+    if settings.shallow_rate != 1.0:
+        title.append(f"shallow rate {settings.shallow_rate:g}")
+    text = [", ".join(title), *_aligned(lines)]
     if carried:
         held = sum(array.nbytes for array in carried.values())
         text.append(
@@ -83,63 +75,26 @@ def summary_table(
     return "\n".join(text)
 
 
-def _title(
-    settings: Settings, reference: float | None, rate: float, base: str
-) -> str:
-    values = ", ".join(
-        f"{name} {getattr(settings, name)}"
-        if isinstance(getattr(settings, name), str)
-        else f"{name} {getattr(settings, name):g}"
-        for name in (*settings.level_names, "power")
-    )
+def _sums(rows: Sequence[Row], words: Mapping[int, str]) -> tuple[str, ...]:
+    """Return how many weights are anchored, of what size, in what memory."""
+    held = [
+        row.size * _BYTES.get(row.anchor.dtype, 4)
+        for row in rows
+        if row.anchor is not None
+    ]
     return (
-        f"DualOpt: mode {settings.mode}, base {base}, {values}, "
-        f"learning rate {rate:g}"
-        + ("" if reference is None else f", reference rate {reference:g}")
-        + (
-            ""
-            if settings.shallow_rate == 1.0
-            else f", shallow rate {settings.shallow_rate:g}"
-        )
+        words.get(len(held), f"{len(held)} of {len(rows)}"),
+        f"{sum(row.size for row in rows):,}",
+        f"{sum(held):,}",
     )
-
-
-def _strength(
-    row: Row,
-    pull: Pull,
-    settings: Settings,
-    reference: float | None,
-    learning_rate: float,
-) -> float:
-    if not row.pulled:
-        return math.inf if settings.reach is not None else 0.0
-    if settings.reach is not None:
-        return pull.distance(row.level(True))
-    if reference is None:
-        return row.strength
-    return min(row.strength * learning_rate / reference, 1.0)
-
-
-def _size(variable: keras.Variable) -> int:
-    return math.prod(variable.shape)
-
-
-def _bytes(anchor: keras.Variable | None) -> int:
-    if anchor is None:
-        return 0
-    return _size(anchor) * _BYTES.get(anchor.dtype, 4)
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(
-                zip(line, widths, strict=True)
-            )
-        )
-        for line in lines
-    ]
+    text = []
+    for first, *rest in lines:
+        cells = [first.ljust(widths[0])]
+        cells += map(str.rjust, rest, widths[1:])
+        text.append("  ".join(cells))
     rule = "-" * len(text[0])
     return [rule, text[0], rule, *text[1:-1], rule, text[-1]]

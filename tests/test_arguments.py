@@ -56,16 +56,16 @@ LEVELS = [
     row(
         "rollback below 0",
         made(rollback=-0.01),
-        "`rollback` must be ≥ 0",
+        "`rollback` must be in [0, 1]",
         "-0.01",
-        "≥ 0",
+        "share of the way",
     ),
     row(
         "rollback_min below 0",
         made(rollback_min=-1e-9),
-        "`rollback_min` must be ≥ 0",
+        "`rollback_min` must be in [0, 1]",
         "-1e-09",
-        "≥ 0",
+        "share of the way",
     ),
     row(
         "rollback_min above rollback",

@@ -180,6 +180,19 @@ def test_a_second_optimizer_on_weights_that_came_anew_says_nothing(tmp_path):
     networks.fit(model, 2)
 
 
+@pytest.mark.filterwarnings("ignore:.*is stored in bfloat16")
+def test_half_precision_weights_put_back_to_their_start_say_nothing(tmp_path):
+    model = networks.network(PRETRAINED, dtype="bfloat16")
+    start = networks.arrays(model.weights)
+    networks.compile(model, dual_opt())
+    networks.fit(model, 2)
+    model.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    model.set_weights(start)
+    networks.compile(model, dual_opt())
+    networks.fit(model, 2)
+
+
 @pytest.mark.skipif(
     BACKEND == "tensorflow",
     reason="a step that is compiled already runs no code of ours",
