@@ -20,6 +20,7 @@ from keras_dualopt.backend import Array, Strategy, Tensor, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row, layers_of, look_new
 from keras_dualopt.sources import check_finite
+from keras_dualopt.wrapping import concrete
 
 _log = logging.getLogger("keras_dualopt")
 
@@ -99,14 +100,15 @@ class Anchors:
             self._warn_if_exchanged()
         if self._known_taken:
             return
-        flag = engine.concrete(self.flag)
+        flag = concrete(self.flag)
         if flag is None:
             return
         if flag != NOT_TAKEN:
             self._known_taken = True
             return
-        values = [engine.concrete(row.variable) for row in self.anchored]
-        if not any(value is None for value in values):
+        found = [concrete(row.variable) for row in self.anchored]
+        values = [value for value in found if value is not None]
+        if len(values) == len(found):
             for row, value in zip(self.anchored, values, strict=True):
                 assert row.anchor is not None
                 check_exact(value, row.anchor.dtype, row)
@@ -132,14 +134,14 @@ class Anchors:
 
     def capture(self, strategy: Strategy) -> None:
         """Take θ₀, before a step moves anything, if it is the first."""
-        engine.capture(
-            self.flag,
-            self.slots,
-            [row.variable for row in self.anchored],
-            self.units,
-            self._sizes,
-            strategy,
-        )
+
+        def values() -> list[Tensor]:
+            weights = [row.variable.value for row in self.anchored]
+            sizes = [] if self.units is None else [self._sizes(weights)]
+            return weights + sizes
+
+        units = [] if self.units is None else [self.units]
+        engine.capture(self.flag, self.slots + units, values, strategy)
 
     @property
     def slots(self) -> list[keras.Variable]:
@@ -276,10 +278,10 @@ class Anchors:
         """Remember where training has left some of the weights."""
         self._left = []
         for row in self._watched():
-            value = engine.concrete(row.variable)
+            value = concrete(row.variable)
             anchor = None
             if row.anchor is not None:
-                anchor = engine.concrete(row.anchor)
+                anchor = concrete(row.anchor)
             if value is None or anchor is None:
                 continue
             value = np.array(value)
@@ -291,7 +293,7 @@ class Anchors:
     def note_restored(self) -> None:
         """Remember that any weights but θ₀ were moved, as they are read."""
         for row in self._watched():
-            anchor = np.asarray(engine.concrete(row.anchor))
+            anchor = np.asarray(concrete(row.anchor))
             _note(row, anchor.astype(row.variable.dtype), moved=False)
 
     def expect_new_weights(self) -> None:
@@ -302,7 +304,7 @@ class Anchors:
         """Warn where weights were exchanged since, and θ₀ was not."""
         left, self._left = self._left, []
         for row, value, way in left:
-            now = engine.concrete(row.variable)
+            now = concrete(row.variable)
             # Not what interpolation or an earlier epoch's weights are.
             if now is not None and np.max(np.abs(now - value)) > 4.0 * way:
                 warnings.warn(

@@ -143,16 +143,6 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     # twice, and read back as two objects.
     config["config"]["learning_rate"] = 0.001
     config["config"]["gradient_accumulation_steps"] = None
-    pattern = getattr(base, "_exclude_from_weight_decay_pattern", None)
-    if pattern is not None:
-        config["exclude_from_weight_decay"] = pattern.pattern
-    if getattr(base, "_exclude_from_weight_decay", None):
-        warnings.warn(
-            f"{type(base).__name__}.exclude_from_weight_decay(var_list=...) "
-            "names variables, which cannot be written to a config. Use "
-            "`var_names=[...]` if the optimizer is to be saved.",
-            stacklevel=stacklevel(),
-        )
     return config
 
 

@@ -11,6 +11,7 @@ import keras
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.settings import check_whole
+from keras_dualopt.wrapping import begin_at
 
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
@@ -94,7 +95,7 @@ class AtomicBackup(keras.callbacks.Callback):
         """Read what a run that was killed has left."""
         self._trained = self._written = 0
         # A start that failed after this callback has left it.
-        self.model._initial_epoch = None
+        begin_at(self.model, None)
         optimizer = self.model.optimizer
         self._rate = _rate(optimizer)
         if not self._path.exists():
@@ -122,12 +123,11 @@ class AtomicBackup(keras.callbacks.Callback):
             )
         if first is not None and self._rate is not None:
             self._compare_rates(first)
-        # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
-        self.model._initial_epoch = epoch
+        begin_at(self.model, epoch)
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         """Let a later `fit` of this process begin where it says."""
-        self.model._initial_epoch = None
+        begin_at(self.model, None)
 
     def on_epoch_end(self, epoch: int, logs: object = None) -> None:
         """Write the file after every k-th epoch."""
@@ -137,7 +137,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_train_end(self, logs: object = None) -> None:
         """Remove the file, or keep it with the last epoch in it."""
-        self.model._initial_epoch = None
+        begin_at(self.model, None)
         if self._keep and self._written < self._trained:
             self._write(self._trained)
         self._part.unlink(missing_ok=True)

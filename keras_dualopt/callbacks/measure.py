@@ -141,8 +141,8 @@ class Measure:
         if before is not None:
             pull, rate = self.optimizer.pull, before.rate
             # In the arithmetic of the step itself.
-            ratio = self._each(lambda level: pull.host_ratio(level, rate))
-            ratio = ratio.astype("float32")
+            ratios = pull.host_ratios(rate)
+            ratio = self._each(ratios.__getitem__).astype("float32")
             if step - before.iterations == 1:
                 with np.errstate(divide="ignore"):
                     factors = ratio / (1.0 - ratio)
