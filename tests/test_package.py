@@ -161,15 +161,13 @@ def names_defined_in(tree):
     """Return the names that a module gives to things of its own."""
     names = set()
     for node in ast.walk(tree):
+        stored = isinstance(getattr(node, "ctx", None), ast.Store)
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        elif stored and isinstance(node, ast.Name):
             names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(
-            node.ctx, ast.Store
-        ):
-            if ast.unparse(node.value) == "self":
-                names.add(node.attr)
+        elif stored:
+            names |= {*re.findall(r"^self\.(\w+)$", ast.unparse(node))}
     return names
 
 

@@ -52,19 +52,14 @@ _DECAYS = ("weight_decay", "adam_weight_decay")
 
 def make_base(base: object, mode: str) -> keras.optimizers.Optimizer:
     """Return the base optimizer that `DualOpt(base=...)` asks for."""
-    if isinstance(base, str):
-        if base not in _PAPER_RULES:
-            raise ValueError(
-                "`base` must be 'adam', 'sgd' or a "
-                f"`keras.optimizers.Optimizer` instance. Received: {base!r}. "
-                "For other optimizers pass an instance, such as "
-                "`base=keras.optimizers.Lion()`."
-            )
+    if isinstance(base, str) and base in _PAPER_RULES:
         return _PAPER_RULES[base]()
     if not isinstance(base, keras.optimizers.Optimizer):
-        raise TypeError(
-            "`base` must be 'adam', 'sgd' or a "
-            f"`keras.optimizers.Optimizer` instance. Received: {base!r}."
+        error = ValueError if isinstance(base, str) else TypeError
+        raise error(
+            "`base` must be 'adam', 'sgd' or a `keras.optimizers.Optimizer` "
+            f"instance. Received: {base!r}. For other optimizers pass an "
+            "instance, such as `base=keras.optimizers.Lion()`."
         )
     for kind in type(base).__mro__:
         if kind.__name__ in _REFUSED:
