@@ -18,15 +18,9 @@ from keras_dualopt.backend import Tensor, engine
 def rollback_strength(
     relative: float, rollback: float, rollback_min: float, power: float
 ) -> float:
-    """Return the share of the way back to θ₀ per step: strongest at the input.
+    """Return ι₂ + (1 − r)^γ (ι₁ − ι₂) (OLOR Eq. 8 and 9, r for their i/n).
 
-    Formula: ι₂ + (1 − r)^γ (ι₁ − ι₂) (OLOR Eq. 8 and 9), with r = `relative`
-    in the place of i/n, ι₁ = `rollback`, ι₂ = `rollback_min`, γ = `power`; at
-    the reference learning rate.
-
-    Example:
-    >>> rollback_strength(0.5, 0.01, 0.0, 2.0)
-    0.0025
+    The share of the way back to θ₀ in one step at the reference learning rate.
     """
     # A negative base and a non-integer γ would turn complex.
     share: float = min(max(1.0 - relative, 0.0), 1.0) ** power
@@ -36,16 +30,7 @@ def rollback_strength(
 def decay_strength(
     relative: float, weight_decay: float, weight_decay_min: float, power: float
 ) -> float:
-    """Return the weight decay at a depth: strongest at the output.
-
-    Formula: w₂ + r^γ (w₁ − w₂), with r = `relative`, w₁ = `weight_decay`, w₂ =
-    `weight_decay_min`, γ = `power`, in AdamW's units: it is multiplied by the
-    learning rate.
-
-    Example:
-    >>> decay_strength(1.0, 0.05, 0.01, 1.0)
-    0.05
-    """
+    """Return w₂ + r^γ (w₁ − w₂), in AdamW's units: times the learning rate."""
     share: float = min(max(relative, 0.0), 1.0) ** power
     return weight_decay_min + share * (weight_decay - weight_decay_min)
 
@@ -53,15 +38,9 @@ def decay_strength(
 def reach_at(
     relative: float, reach: float, reach_max: float, power: float
 ) -> float:
-    """Return R, how far from θ₀ a weight may go: least at the input.
+    """Return R with 1/R = 1/R₂ + (1 − r)^γ (1/R₁ − 1/R₂); R₂ may be infinite.
 
-    Formula: 1/R = 1/R₂ + (1 − r)^γ (1/R₁ − 1/R₂), with r = `relative`, R₁ =
-    `reach`, R₂ = `reach_max` (may be infinite), γ = `power`; for small ρ that
-    is `rollback_strength` with ι = η/R.
-
-    Example:
-    >>> reach_at(0.0, 0.25, 1.0, 2.0), reach_at(1.0, 0.25, 1.0, 2.0)
-    (0.25, 1.0)
+    For small ρ that is `rollback_strength` with ι = η/R.
     """
     share: float = min(max(1.0 - relative, 0.0), 1.0) ** power
     if share == 0.0 or reach == reach_max:
@@ -215,16 +194,12 @@ class Pull:
     def __call__(
         self, index: int, value: Tensor, steps: Steps, before: Tensor = None
     ) -> Tensor:
-        """Return the pulled value, in float32 or wider.
+        """Return the pulled value of θ_pre, in float32 or wider.
 
-        Args:
-            index: Which variable.
-            value: θ_pre.
-            steps: Those of the present learning rate.
-            before: θ_{t−1}, where `value` was reached at the full learning
-                rate and this level's is a share of it.
+        `before` is θ_{t−1}, where `value` was reached at the full learning rate
+        and this level's is a share of it.
         """
-        level = self.levels[index]
+        level, anchor = self.levels[index], self.anchors[index]
         dtype = compute_dtype(keras.backend.standardize_dtype(value.dtype))
         value = ops.cast(value, dtype)
         if before is not None:
@@ -233,14 +208,9 @@ class Pull:
             value = before + factor * (value - before)
         if not self.pulls[index]:
             return value
-        anchor = self.anchors[index]
         near, share = steps.ways[level]
-        return pulled(
-            value,
-            0.0 if anchor is None else ops.cast(anchor, dtype),
-            near,
-            ops.cast(share, dtype),
-        )
+        target = 0.0 if anchor is None else ops.cast(anchor, dtype)
+        return pulled(value, target, near, ops.cast(share, dtype))
 
 
 # Less than any sum of a rate and a distance, and no denormal number.

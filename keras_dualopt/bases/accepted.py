@@ -127,8 +127,7 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     # On torch Keras makes an instance of a class of its torch backend, and
     # would write a name that other backends cannot import. A user's subclass
     # keeps its own name.
-    own = type(base).__module__.partition(".")[0] == "keras"
-    for kind in type(base).__mro__ if own else ():
+    for kind in type(base).__mro__ if _is_of_keras(type(base)) else ():
         if getattr(keras.optimizers, kind.__name__, None) is kind:
             config["module"] = "keras.optimizers"
             config["class_name"] = kind.__name__
@@ -213,10 +212,13 @@ _REMEDIES = {
 
 
 def _place_of(kind: type) -> str:
-    for package in ("keras_dualopt.bases", "keras.optimizers"):
-        if kind.__module__.startswith(package.partition(".")[0] + "."):
-            return package
-    return kind.__module__
+    if kind in (Adam, SGD):
+        return "keras_dualopt.bases"
+    return "keras.optimizers" if _is_of_keras(kind) else kind.__module__
+
+
+def _is_of_keras(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "keras"
 
 
 # How long a step may be: what `reach` is a bound with.
@@ -296,10 +298,8 @@ def _keras_kind(base: keras.optimizers.Optimizer) -> str:
 
     Empty for a subclass of a user's own, which may do anything.
     """
-    if type(base) in (Adam, SGD):
-        return type(base).__name__
-    own = type(base).__module__.partition(".")[0] == "keras"
-    return type(base).__name__ if own else ""
+    known = type(base) in (Adam, SGD) or _is_of_keras(type(base))
+    return type(base).__name__ if known else ""
 
 
 def _adam_bound(base: keras.optimizers.Optimizer, kind: str) -> float:
