@@ -146,7 +146,9 @@ class Pull:
         ).T
         # In float32 as on the device, where the laws of ρ are exact.
         rate = np.full_like(amounts, learning_rate)
-        ratios = self.ratio(amounts, rate, factors, np)
+        with np.errstate(invalid="ignore", over="ignore"):
+            # An infinite rate is somebody else's to refuse, as on the device.
+            ratios = self.ratio(amounts, rate, factors, np)
         return dict(zip(levels, ratios.tolist(), strict=True))
 
     def distance(self, level: Level) -> float:
