@@ -19,7 +19,7 @@ from keras_dualopt.backend import Array, Tensor, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row, layers_of, look_new
 from keras_dualopt.sources import check_finite
-from keras_dualopt.wrapping import WrappingOptimizer
+from keras_dualopt.wrapping import WrappingOptimizer, concrete
 
 _log = logging.getLogger("keras_dualopt")
 
@@ -113,12 +113,13 @@ class Anchors:
         self._warn_if_exchanged()
         if self._known_taken:
             return
-        flag = engine.concrete(self.flag)
+        flag = concrete(self.flag)
         self._known_taken = flag is not None and flag != NOT_TAKEN
         if flag is None or self._known_taken:
             return
-        values = [engine.concrete(row.variable) for row in self.anchored]
-        if not any(value is None for value in values):
+        found = [concrete(row.variable) for row in self.anchored]
+        values = [value for value in found if value is not None]
+        if len(values) == len(found):
             self._check_values(values)
             self._look_at(values, new_stage)
         elif any(self._dtype_of(r) != r.variable.dtype for r in self.anchored):
@@ -143,13 +144,15 @@ class Anchors:
 
     def capture(self) -> None:
         """Take θ₀, before a step moves anything, if it is the first."""
+
+        def values() -> list[Tensor]:
+            weights = [row.variable.value for row in self.anchored]
+            sizes = [] if self.units is None else [self._sizes(weights)]
+            return weights + sizes
+
+        units = [] if self.units is None else [self.units]
         engine.capture(
-            self.flag,
-            self.slots,
-            [row.variable for row in self.anchored],
-            self.units,
-            self._sizes,
-            self._optimizer.strategy,
+            self.flag, self.slots + units, values, self._optimizer.strategy
         )
 
     def refresh(self) -> None:
@@ -286,7 +289,7 @@ class Anchors:
         """Remember where training has left some of the weights."""
         self._left = []
         for row, anchor in self._watched():
-            value = engine.concrete(row.variable)
+            value = concrete(row.variable)
             if value is None:
                 continue
             value = np.array(value)
@@ -303,7 +306,7 @@ class Anchors:
         """Warn where weights were exchanged since, and θ₀ was not."""
         left, self._left = self._left, []
         for row, value, way in left:
-            now = engine.concrete(row.variable)
+            now = concrete(row.variable)
             # Not what interpolation or an earlier epoch's weights are.
             if now is not None and np.max(np.abs(now - value)) > 4.0 * way:
                 warnings.warn(
@@ -322,7 +325,7 @@ class Anchors:
             ((row, slot) for row, slot in pairs if row.size > 1),
             key=lambda pair: pair[0].size,
         )
-        found = [(row, engine.concrete(slot)) for row, slot in small[:_WATCHED]]
+        found = [(row, concrete(slot)) for row, slot in small[:_WATCHED]]
         return [(row, anchor) for row, anchor in found if anchor is not None]
 
 

@@ -697,7 +697,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             depth = [[pattern, value] for pattern, value in depth.items()]
         config.update(
             vars(self.settings),
-            base=self._base_name or accepted.base_to_config(self._holder.base),
+            base=self._base_name or wrapping.base_to_config(self._holder.base),
             depth=depth,
             exclude=list(self.exclude),
             reference_learning_rate=self._reference,

@@ -6,7 +6,7 @@ AAAI 2024, arXiv:2401.10962 (OLOR), and of `DualOpt`'s docstring.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -18,15 +18,9 @@ from keras_dualopt.backend import Tensor, engine
 def rollback_strength(
     relative: float, rollback: float, rollback_min: float, power: float
 ) -> float:
-    """Return the share of the way back to θ₀ per step: strongest at the input.
+    """Return ι₂ + (1 − r)^γ (ι₁ − ι₂) (OLOR Eq. 8 and 9, r for their i/n).
 
-    Formula: ι₂ + (1 − r)^γ (ι₁ − ι₂) (OLOR Eq. 8 and 9), with r = `relative`
-    in the place of i/n, ι₁ = `rollback`, ι₂ = `rollback_min`, γ = `power`; at
-    the reference learning rate.
-
-    Example:
-    >>> rollback_strength(0.5, 0.01, 0.0, 2.0)
-    0.0025
+    The share of the way back to θ₀ in one step at the reference learning rate.
     """
     # A negative base and a non-integer γ would turn complex.
     share: float = min(max(1.0 - relative, 0.0), 1.0) ** power
@@ -36,16 +30,7 @@ def rollback_strength(
 def decay_strength(
     relative: float, weight_decay: float, weight_decay_min: float, power: float
 ) -> float:
-    """Return the weight decay at a depth: strongest at the output.
-
-    Formula: w₂ + r^γ (w₁ − w₂), with r = `relative`, w₁ = `weight_decay`, w₂ =
-    `weight_decay_min`, γ = `power`, in AdamW's units: it is multiplied by the
-    learning rate.
-
-    Example:
-    >>> decay_strength(1.0, 0.05, 0.01, 1.0)
-    0.05
-    """
+    """Return w₂ + r^γ (w₁ − w₂), in AdamW's units: times the learning rate."""
     share: float = min(max(relative, 0.0), 1.0) ** power
     return weight_decay_min + share * (weight_decay - weight_decay_min)
 
@@ -53,15 +38,9 @@ def decay_strength(
 def reach_at(
     relative: float, reach: float, reach_max: float, power: float
 ) -> float:
-    """Return R, how far from θ₀ a weight may go: least at the input.
+    """Return R with 1/R = 1/R₂ + (1 − r)^γ (1/R₁ − 1/R₂); R₂ may be infinite.
 
-    Formula: 1/R = 1/R₂ + (1 − r)^γ (1/R₁ − 1/R₂), with r = `relative`, R₁ =
-    `reach`, R₂ = `reach_max` (may be infinite), γ = `power`; for small ρ that
-    is `rollback_strength` with ι = η/R.
-
-    Example:
-    >>> reach_at(0.0, 0.25, 1.0, 2.0), reach_at(1.0, 0.25, 1.0, 2.0)
-    (0.25, 1.0)
+    For small ρ that is `rollback_strength` with ι = η/R.
     """
     share: float = min(max(1.0 - relative, 0.0), 1.0) ** power
     if share == 0.0 or reach == reach_max:
@@ -95,10 +74,18 @@ class Level(NamedTuple):
     unit: int | None = None
 
 
+class Steps(NamedTuple):
+    """What one step does at each level, in float32 scalars."""
+
+    rates: dict[Level, Tensor]
+    # `Level.rate`, where it is not 1.
+    factors: dict[Level, Tensor]
+    # `way(ρ)`, where there is a pull.
+    ways: dict[Level, tuple[Tensor, Tensor]]
+
+
 class Pull:
     """θ_pre ↦ θ_pre − ρ (θ_pre − a) for every variable of an optimizer.
-
-    With `reach`, ρ = η/(η + R); else ρ = amount · η_t/η, at most 1.
 
     Args:
         levels: For each variable, its level.
@@ -124,55 +111,64 @@ class Pull:
         self.reference = reference
         self.reach = reach
         self.units = units
-        self.pulls = [self._pulls(level) for level in levels]
+        nothing = math.inf if reach else 0.0
+        self.pulls = [level.amount != nothing for level in levels]
         # Whether a base's whole step must be shortened afterwards.
         self.slows = [level.rate != 1.0 for level in levels]
 
-    def ratio(self, amount: Tensor, rate: Tensor) -> Tensor:
+    def ratio(
+        self, amount: Tensor, rate: Tensor, factor: Tensor = 1.0, xp: Any = ops
+    ) -> Tensor:
         """Return ρ in [0, 1]; 0 at a learning rate of 0 or below.
 
-        Of a relative R, the amount is times its unit.
-        """
-        rate = ops.maximum(rate, 0.0)
-        if not self.reach:
-            # η_t/η first: a rate equal to η gives exactly the amount.
-            share = ops.divide(rate, np.float32(self.reference))
-            return ops.minimum(ops.multiply(share, amount), 1.0)
-        # R may be 0, and so may the rate: 0/0 is no pull.
-        return ops.divide(rate, ops.maximum(ops.add(rate, amount), _TINY))
+        With `reach`, ρ = f η_t/(f η_t + R); else ρ = amount · η_t/η, at most 1.
 
-    def host_ratio(self, level: Level, learning_rate: float) -> float:
-        """Return the same, where the learning rate is a number."""
-        # In float32 as on the device, where the laws of ρ are exact; scalars'
-        # own operators, since a step may ask for a thousand levels.
-        rate = np.float32(learning_rate)
-        if not self.reach:
-            share = rate / np.float32(self.reference)
-            ratio = float(share * np.float32(level.amount))
-            return min(max(ratio, 0.0), 1.0)
-        rate *= np.float32(level.rate)
-        if not rate > 0.0:
-            return 0.0
-        return float(rate / (rate + np.float32(self.distance(level))))
+        Args:
+            amount: A level's amount; of a relative R, times its unit.
+            rate: η_t, a float32 tensor of `xp`.
+            factor: f, `Level.rate`.
+            xp: Whose functions to call: those of `keras.ops`, NumPy or torch.
+        """
+        if self.reach:
+            rate = xp.clip(rate * factor, 0.0, math.inf)
+            # R may be 0, and so may the rate: 0/0 is no pull.
+            return rate / xp.clip(rate + amount, _TINY, math.inf)
+        # η_t/η first: a rate equal to η gives exactly the amount. η as a
+        # tensor: a GPU multiplies by a number's reciprocal, which is inexact.
+        share = rate / xp.full_like(rate, self.reference)
+        return xp.clip(share * amount, 0.0, 1.0)
+
+    def host_ratios(self, learning_rate: float) -> dict[Level, float]:
+        """Return ρ of every level where the learning rate is a number."""
+        levels = list(dict.fromkeys(self.levels))
+        amounts, factors = np.array(
+            [(self.distance(level), level.rate) for level in levels], "float32"
+        ).T
+        # In float32 as on the device, where the laws of ρ are exact.
+        rate = np.full_like(amounts, learning_rate)
+        with np.errstate(invalid="ignore", over="ignore"):
+            # An infinite rate is somebody else's to refuse, as on the device.
+            ratios = self.ratio(amounts, rate, factors, np)
+        return dict(zip(levels, ratios.tolist(), strict=True))
 
     def distance(self, level: Level) -> float:
-        """Return R of a level in the unit of weights."""
+        """Return a level's amount; of a relative R, in the unit of weights."""
         if level.unit is None:
             return level.amount
         assert self.units is not None
         units = ops.convert_to_numpy(self.units.value)
         return float(level.amount * units[level.unit])
 
-    def steps(self, learning_rate: Tensor, indices: Sequence[int]) -> "Steps":
+    def steps(self, learning_rate: Tensor, indices: Sequence[int]) -> Steps:
         """Return what each level of some variables does at a learning rate.
 
         Once a step rather than once a variable: with 1,000 variables the
         scalars would be most of what is traced.
         """
-        levels = sorted({self.levels[i] for i in indices}, key=str)
-        slowed = [level for level in levels if level.rate != 1.0]
-        pulled = [level for level in levels if self._pulls(level)]
+        slowed = {self.levels[i]: None for i in indices if self.slows[i]}
+        pulled = {self.levels[i]: None for i in indices if self.pulls[i]}
         units = [] if self.units is None else ops.unstack(self.units.value)
+        rate = ops.cast(learning_rate, "float32")
         hidden = iter(
             engine.hidden_scalars(
                 [
@@ -181,69 +177,46 @@ class Pull:
                     *units,
                 ],
                 # At rate 0 nothing is pulled, whatever the strength.
-                ops.greater(learning_rate, 0.0),
+                rate > 0.0,
             )
         )
         factors = {level: next(hidden) for level in slowed}
         amounts = {level: next(hidden) for level in pulled}
         units = list(hidden)
-        rate = ops.cast(learning_rate, "float32")
-        own = dict.fromkeys(levels, rate)
-        for level, factor in factors.items():
-            own[level] = ops.multiply(rate, factor)
+        rates = {self.levels[i]: rate for i in indices}
+        rates.update({level: rate * f for level, f in factors.items()})
         ways = {}
         for level, amount in amounts.items():
             if level.unit is not None:
-                amount = ops.multiply(amount, units[level.unit])
-            base = own[level] if self.reach else rate
-            ways[level] = way(self.ratio(amount, base))
-        return Steps(own, factors, ways)
-
-    def _pulls(self, level: Level) -> bool:
-        return level.amount != (math.inf if self.reach else 0.0)
+                amount = amount * units[level.unit]
+            ratio = self.ratio(amount, rate, factors.get(level, 1.0))
+            ways[level] = way(ratio)
+        return Steps(rates, factors, ways)
 
     def __call__(
-        self, index: int, value: Tensor, steps: "Steps", before: Tensor = None
+        self, index: int, value: Tensor, steps: Steps, before: Tensor = None
     ) -> Tensor:
-        """Return the pulled value, in float32 or wider.
+        """Return the pulled value of θ_pre, in float32 or wider.
 
-        Args:
-            index: Which variable.
-            value: θ_pre.
-            steps: Those of the present learning rate.
-            before: θ_{t−1}, where `value` was reached at the full learning
-                rate and this level's is a share of it.
+        `before` is θ_{t−1}, where `value` was reached at the full learning rate
+        and this level's is a share of it.
         """
+        level, anchor = self.levels[index], self.anchors[index]
         dtype = compute_dtype(keras.backend.standardize_dtype(value.dtype))
-        factor = steps.factors.get(self.levels[index])
-        if before is not None and factor is not None:
-            start = ops.cast(before, dtype)
-            way_on = ops.subtract(ops.cast(value, dtype), start)
-            factor = ops.cast(factor, dtype)
-            value = ops.add(start, ops.multiply(factor, way_on))
+        value = ops.cast(value, dtype)
+        if before is not None:
+            before = ops.cast(before, dtype)
+            factor = ops.cast(steps.factors[level], dtype)
+            value = before + factor * (value - before)
         if not self.pulls[index]:
             return value
-        anchor = self.anchors[index]
-        if anchor is not None:
-            anchor = ops.cast(anchor, dtype)
-        near, share = steps.ways[self.levels[index]]
-        return pulled(
-            ops.cast(value, dtype), anchor, near, ops.cast(share, dtype)
-        )
-
-
-class Steps(NamedTuple):
-    """What one step does at each level, in float32 scalars."""
-
-    rates: dict[Level, Tensor]
-    # `Level.rate`, where it is not 1.
-    factors: dict[Level, Tensor]
-    # `way(ρ)`, where there is a pull.
-    ways: dict[Level, tuple[Tensor, Tensor]]
+        near, share = steps.ways[level]
+        target = 0.0 if anchor is None else ops.cast(anchor, dtype)
+        return pulled(value, target, near, ops.cast(share, dtype))
 
 
 # Less than any sum of a rate and a distance, and no denormal number.
-_TINY = np.float32(np.finfo("float32").tiny)
+_TINY = float(np.finfo("float32").tiny)
 
 
 def way(ratio: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,8 +225,8 @@ def way(ratio: Tensor) -> tuple[Tensor, Tensor]:
     That is whether the way ends nearer to θ_pre than to the anchor, and the
     factor of (θ_pre − a) that leads back to its end from the nearer of the two.
     """
-    near = ops.less(ratio, 0.5)
-    return near, ops.where(near, ratio, ops.subtract(ratio, 1.0))
+    near = ratio < 0.5
+    return near, ops.where(near, ratio, ratio - 1.0)
 
 
 def pulled(
@@ -265,10 +238,6 @@ def pulled(
     `anchor`, and `value == anchor` stays. One form alone does not keep all
     three, so the nearer end of the way is the one that is moved from:
     θ_pre − ρ (θ_pre − a), or a − (ρ − 1)(θ_pre − a). `near` and `share` are
-    `way(ρ)`; an anchor that is `None` is 0.
+    `way(ρ)`.
     """
-    if anchor is None:
-        start = ops.where(near, value, ops.zeros_like(value))
-        return ops.subtract(start, ops.multiply(share, value))
-    start = ops.where(near, value, anchor)
-    return ops.subtract(start, ops.multiply(share, ops.subtract(value, anchor)))
+    return ops.where(near, value, anchor) - share * (value - anchor)

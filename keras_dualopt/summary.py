@@ -24,6 +24,7 @@ def summary_table(
     way back to θ₀ in a step, or the weight decay; with `reach`, R in the unit
     of weights. `carried` is θ₀ of weights that are not trained now.
     """
+    ratios = pull.host_ratios(learning_rate)
 
     def strength(row: Row) -> float:
         level = row.level(pull.reach)
@@ -31,7 +32,7 @@ def summary_table(
             return pull.distance(level)
         if settings.mode == "scratch":
             return level.amount
-        return pull.host_ratio(level, learning_rate)
+        return ratios[level]
 
     kind = "reach" if pull.reach else "strength"
     header = ("layer", "depth", kind, "rate", "anchored")

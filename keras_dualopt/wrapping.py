@@ -14,8 +14,8 @@ What each is for, and what breaks if it changes:
   kernels). Trajectories would differ.
 - `_apply_weight_decay`: the base's own decoupled decay, which would act twice
   or never.
-- `_track_variable`, `_untrack_variable`, `_variables`: the base's state is
-  saved with ours, once. It would not be saved.
+- `_track_variable`, `_untrack_variable`: the base's state is saved with ours,
+  once. It would not be saved.
 - `_distribution_strategy` (TensorFlow): the base may have been made outside of
   the strategy's scope. Replicas would diverge.
 - `_trainable_variables`, `_get_variable_index`, `_var_key`,
@@ -26,28 +26,44 @@ What each is for, and what breaks if it changes:
   a second `fit` would fail.
 - `Model.jax_state_sync`: brings variables up to date inside of JAX's `fit`. Old
   values would be read.
-- `_exclude_from_weight_decay_pattern`, `_exclude_from_weight_decay`
-  (bases/accepted): the base's exclusions, which would be lost on reload.
+- `JAXTrainer._get_jax_state`, `_purge_model_variables`: where JAX's `fit` is
+  about to empty the variables. What it then refuses would lose the weights.
+- `Variable._value`: what a variable holds, whatever stands for it while a step
+  is traced. Checks of the first step would be skipped.
+- `_exclude_from_weight_decay_pattern`, `_exclude_from_weight_decay`: the base's
+  exclusions, which would be lost on reload.
 
-Elsewhere: `Variable._layout` (bases/paper_rule), what concerns one backend
-(backend/), layers and graphs (depth/keras_hooks).
+- `Model._initial_epoch`: where `fit` begins; Keras' BackupAndRestore sets it,
+  too. A resumed run would begin at the first epoch.
+
+Elsewhere: `_backend_update_step`, `_get_variable_index` (bases/paper_rule, for
+the same); layers and graphs (depth/keras_hooks).
 """
 
 import abc
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
-from keras_dualopt.backend import Strategy, Tensor, engine
-from keras_dualopt.bases import SGD, PaperRule
+from keras_dualopt.backend import Array, Strategy, Tensor, engine
+from keras_dualopt.bases import SGD, PaperRule, accepted
 from keras_dualopt.bases.paper_rule import LearningRate, add_like
+from keras_dualopt.caller import frames, stacklevel
 from keras_dualopt.depth import training_model
 from keras_dualopt.pull import Pull
+
+# A weak reference to a model, or to nothing.
+_Reference: TypeAlias = Callable[[], keras.Model | None]
+
+
+def _nothing() -> None:
+    """Refer to no model."""
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
@@ -70,12 +86,10 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         self._holder = SimpleNamespace(base=base)
         self._share_clock()
         # The model whose `fit` runs, and the one whose weights are trained.
-        self._trainer_reference: Callable[[], keras.Model | None]
-        self._model_reference: Callable[[], keras.Model | None]
+        self._trainer_reference: _Reference = _nothing
+        self._model_reference: _Reference = _nothing
         # The one whose step was compiled for this optimizer (JAX).
-        self._started: Callable[[], keras.Model | None]
-        self._trainer_reference = self._model_reference = lambda: None
-        self._started = lambda: None
+        self._started: _Reference = _nothing
         self._looked = False
         self._refused = False
 
@@ -230,27 +244,19 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         if isinstance(base, PaperRule):  # It pulls within its own step.
             base._backend_update_step(grads, trainable_variables, learning_rate)
             return
-        indices = [self._get_variable_index(v) for v in trainable_variables]
-        pull = self.pull
-        before = [
-            engine.kept(variable) if pull.slows[index] else None
-            for index, variable in zip(indices, trainable_variables)
-        ]
+        pull, moved = self.pull, []
+        for variable in trainable_variables:
+            index = self._get_variable_index(variable)
+            if pull.slows[index]:
+                moved.append((index, variable, keras.ops.copy(variable)))
+            elif pull.pulls[index]:
+                moved.append((index, variable, None))
         base._apply_weight_decay(trainable_variables)
         base._backend_update_step(grads, trainable_variables, learning_rate)
-        strategy = self.strategy
-        engine.pull_each(
-            pull, trainable_variables, indices, learning_rate, before, strategy
-        )
+        engine.pull_each(pull, moved, learning_rate, self.strategy)
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         """Leave decay to the base's own step and to the pull after it."""
-
-    def update_step(
-        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
-    ) -> None:
-        """Move one variable: what `apply` does for all of them together."""
-        self._backend_update_step([gradient], [variable], learning_rate)
 
     def stateless_apply(
         self,
@@ -305,7 +311,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         `fit` on JAX reads it just before it empties every variable: the last
         moment at which training can be refused and nothing be lost.
         """
-        model = engine.starting_model()
+        model = _starting_model()
         if model is not None and self.built and self._is_optimizer_of(model):
             self._check_trained(model)
             self.check_start()
@@ -404,6 +410,37 @@ def settle(model: keras.Model) -> None:
         model.jax_state_sync()
 
 
+def _starting_model() -> keras.Model | None:
+    """Return the model whose `fit` is about to take the weights out of it.
+
+    Keras' `fit` on JAX empties the variables before a step, to have their
+    memory: an error afterwards may lose every weight, and a step compiled for
+    other variables of the same shapes would run on them. What it reads just
+    before is `optimizer.variables`, perhaps through a wrapper's property.
+    """
+    for frame, _ in zip(frames(), range(6)):
+        if frame.f_code.co_name == "_purge_model_variables":
+            return None  # Called by the same, for the second time.
+        if frame.f_code.co_name == "_get_jax_state":
+            model: keras.Model = frame.f_locals["self"]
+            return model
+    return None
+
+
+def begin_at(model: keras.Model, epoch: int | None) -> None:
+    """Let `fit` begin at an epoch; `None`: at the one it is told."""
+    model._initial_epoch = epoch
+
+
+def concrete(variable: keras.Variable) -> Array | None:
+    """Return a variable's value on the host, also while a step is traced.
+
+    `None` where it is not at hand.
+    """
+    array: Array | None = engine.on_host(variable._value)
+    return array
+
+
 def unwrapped(optimizer: Any) -> Any:
     """Return the optimizer inside of a `LossScaleOptimizer`; else itself."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -439,3 +476,19 @@ def _state_of(base: keras.optimizers.Optimizer) -> list[keras.Variable]:
         found += [m for m in members if isinstance(m, keras.Variable)]
     trained = {id(variable) for variable in base._trainable_variables}
     return [variable for variable in found if id(variable) not in trained]
+
+
+def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """Return the base's part of the config, with its exclusions."""
+    config = accepted.base_to_config(base)
+    pattern = getattr(base, "_exclude_from_weight_decay_pattern", None)
+    if pattern is not None:
+        config["exclude_from_weight_decay"] = pattern.pattern
+    if getattr(base, "_exclude_from_weight_decay", None):
+        warnings.warn(
+            f"{type(base).__name__}.exclude_from_weight_decay(var_list=...) "
+            "names variables, which cannot be written to a config. Use "
+            "`var_names=[...]` if the optimizer is to be saved.",
+            stacklevel=stacklevel(),
+        )
+    return config

@@ -75,7 +75,7 @@ def test_weights_bring_the_reference_rate_back(tmp_path):
     other.build(model.trainable_variables)
     assert other.reference_learning_rate == 1e-2
     assert other.get_config()["reference_learning_rate"] == 1e-2
-    ratio = other.pull.host_ratio(other.pull.levels[0], 1e-2)
+    ratio = other.pull.host_ratios(1e-2)[other.pull.levels[0]]
     assert ratio == pytest.approx(0.1, rel=1e-6)
 
 

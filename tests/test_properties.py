@@ -52,7 +52,7 @@ shares = st.floats(0.0, 1.0, width=32, allow_subnormal=False)
 
 def pull(value, anchor, ratio):
     """Call `pulled` on NumPy arrays."""
-    anchor = None if anchor is None else keras.ops.convert_to_tensor(anchor)
+    anchor = 0.0 if anchor is None else keras.ops.convert_to_tensor(anchor)
     result = pulled(
         keras.ops.convert_to_tensor(value),
         anchor,
@@ -119,7 +119,7 @@ def test_laws_hold_when_compiled(anchored, ratio):
         function = compiled(lambda v, a, ratio: pulled(v, a, *way(ratio)))
     else:
         target = np.zeros_like(target)
-        function = compiled(lambda v, ratio: pulled(v, None, *way(ratio)))
+        function = compiled(lambda v, ratio: pulled(v, 0.0, *way(ratio)))
     share = keras.ops.convert_to_tensor(np.float32(ratio))
     got = np.array(keras.ops.convert_to_numpy(function(*arguments, share)))
     same = value == target
@@ -138,8 +138,8 @@ def test_laws_hold_when_compiled(anchored, ratio):
 )
 def test_share_is_between_nothing_and_the_whole_way(rate, strength, eta):
     made = Pull([Level(strength)], [None], eta)
-    ratio = float(made.ratio(strength, np.float32(rate)))
-    assert made.host_ratio(Level(strength), rate) == pytest.approx(ratio)
+    ratio = float(made.ratio(strength, keras.ops.cast(rate, "float32")))
+    assert made.host_ratios(rate) == {Level(strength): pytest.approx(ratio)}
     assert 0.0 <= ratio <= 1.0
     exact = min(max(float(np.float32(rate)) * strength / eta, 0.0), 1.0)
     np.testing.assert_allclose(ratio, exact, rtol=1e-5, atol=1e-28)

@@ -228,11 +228,11 @@ class Searched(DualOpt):
         super().build(variables)
         pull, ratio = self.pull, self.pull.ratio
 
-        def searched(amount, rate):
+        def searched(amount, rate, factor):
             if "rollback" in self.settings.level_names:
                 # Each run's own rate is the one that `rollback` is meant at.
                 rate = np.float32(pull.reference)
-            return ratio(ops.multiply(amount, self.setting), rate)
+            return ratio(ops.multiply(amount, self.setting), rate, factor)
 
         pull.ratio = searched
 

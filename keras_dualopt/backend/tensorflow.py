@@ -14,7 +14,14 @@ import keras
 import numpy.typing as npt
 import tensorflow as tf
 
-from keras_dualopt.backend.defaults import Array, Pull, Strategy, Tensor
+from keras_dualopt.backend import defaults
+from keras_dualopt.backend.defaults import (
+    Array,
+    Moved,
+    Pull,
+    Strategy,
+    Tensor,
+)
 
 
 @contextlib.contextmanager
@@ -89,22 +96,20 @@ def check_engine(
         )
 
 
-def concrete(variable: keras.Variable) -> Array | None:
-    """Return a variable's value on the host, also while a step is traced."""
+def on_host(value: Tensor) -> Array | None:
+    """Return a variable's own value, also while a step is traced."""
     with tf.init_scope():
         if not tf.executing_eagerly():
             return None
-        value: Array = variable.value.numpy()
-        return value
+        return defaults.on_host(value)
 
 
 def copy_value(
     target: keras.Variable, source: keras.Variable | Tensor | npt.ArrayLike
 ) -> None:
-    """Write a value at once; `assign` copies on TensorFlow."""
-    value = source.value if isinstance(source, keras.Variable) else source
+    """Write a copy at once, also while a graph is traced."""
     with tf.init_scope():
-        target.assign(tf.cast(value, target.dtype))
+        defaults.copy_value(target, source)
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -119,16 +124,14 @@ def dense(gradient: Tensor) -> Tensor:
 def _update(
     distribution: Strategy,
     target: Tensor,
-    function: Callable[[Tensor, Tensor], None],
-    argument: Tensor | tuple[Tensor, ...],
+    function: Callable[..., None],
+    *arguments: Any,
 ) -> None:
     """Call a function for a variable's copy on every replica."""
     if not tf.distribute.has_strategy():
-        function(target, argument)  # The same, and quicker to trace.
+        function(target, *arguments)  # The same, and quicker to trace.
         return
-    distribution.extended.update(
-        target, function, args=(argument,), group=False
-    )
+    distribution.extended.update(target, function, args=arguments, group=False)
 
 
 def _across_replicas(
@@ -139,34 +142,29 @@ def _across_replicas(
     )
 
 
+def _assign(target: Tensor, value: Tensor) -> None:
+    target.assign(tf.cast(value, target.dtype))
+
+
 def capture(
     flag: keras.Variable,
-    anchors: Sequence[keras.Variable],
-    variables: Sequence[keras.Variable],
-    units: keras.Variable | None,
-    measure: Callable[[Sequence[Tensor]], Tensor],
+    targets: Sequence[keras.Variable],
+    values: Callable[[], Sequence[Tensor]],
     strategy: Strategy,
 ) -> None:
-    """Copy `variables` into `anchors` in the first step."""
+    """Write values into the targets in the first step."""
     if tf.executing_eagerly() and int(flag.value) != 0:
         return
 
     def copy(distribution: Strategy) -> None:
         def take() -> None:
-            for anchor, variable in zip(anchors, variables, strict=True):
-                _update(distribution, anchor.value, _assign, variable.value)
-            if units is not None:
-                sizes = measure([variable.value for variable in variables])
-                _update(distribution, units.value, _assign, sizes)
+            for target, value in zip(targets, values(), strict=True):
+                _update(distribution, target.value, _assign, value)
             _update(distribution, flag.value, _assign, tf.ones_like(flag.value))
 
         tf.cond(tf.equal(flag.value, 0), take, lambda: None)
 
     _across_replicas(strategy, copy)
-
-
-def _assign(target: Tensor, value: Tensor) -> None:
-    target.assign(tf.cast(value, target.dtype))
 
 
 def hidden_scalars(values: Sequence[Tensor], used: Tensor) -> Sequence[Tensor]:
@@ -190,17 +188,10 @@ def hidden_scalars(values: Sequence[Tensor], used: Tensor) -> Sequence[Tensor]:
     return scalars
 
 
-def kept(variable: keras.Variable) -> Tensor:
-    """Return the value of now, which the step will write over."""
-    return tf.identity(variable.value)
-
-
 def pull_each(
     pull: Pull,
-    variables: Sequence[keras.Variable],
-    indices: Sequence[int],
+    moved: Sequence[Moved],
     learning_rate: Tensor,
-    before: Sequence[Tensor],
     strategy: Strategy,
 ) -> None:
     """Shorten and pull what is to be, on every replica."""
@@ -208,17 +199,14 @@ def pull_each(
     def run(
         distribution: Strategy, steps: Any, before: Sequence[Tensor]
     ) -> None:
-        for index, variable, past in zip(
-            indices, variables, before, strict=True
-        ):
-            if not (pull.pulls[index] or pull.slows[index]):
-                continue
+        for (index, variable, _), past in zip(moved, before, strict=True):
 
-            def move(target: Tensor, given: Any, index: int = index) -> None:
-                steps, past = given
+            def move(
+                target: Tensor, steps: Any, past: Tensor, index: int = index
+            ) -> None:
                 _assign(target, pull(index, target, steps, past))
 
-            _update(distribution, variable.value, move, (steps, past))
+            _update(distribution, variable.value, move, steps, past)
 
-    steps = pull.steps(learning_rate, indices)
-    _across_replicas(strategy, run, steps, list(before))
+    steps = pull.steps(learning_rate, [index for index, *_ in moved])
+    _across_replicas(strategy, run, steps, [before for *_, before in moved])

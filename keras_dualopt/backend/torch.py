@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy.typing as npt
 import torch
 
-from keras_dualopt.backend import torch_fused
-from keras_dualopt.backend.defaults import Array, Pull, Strategy
+from keras_dualopt.backend import defaults, torch_fused
+from keras_dualopt.backend.defaults import Moved, Pull, Strategy
 from keras_dualopt.backend.torch_fused import step as batched_step  # noqa: F401
 
 
@@ -42,46 +41,19 @@ def check_engine(
             )
 
 
-def concrete(variable: keras.Variable) -> Array:
-    """Return a variable's value on the host."""
-    value = variable.value.detach().cpu()
-    narrow = value.dtype in (torch.bfloat16, torch.float16)
-    array: Array = (value.float() if narrow else value).numpy()
-    return array
-
-
-def copy_value(
-    target: keras.Variable,
-    source: keras.Variable | torch.Tensor | npt.ArrayLike,
-) -> None:
-    """Write a copy into the buffer that the target owns."""
-    value = source
-    if isinstance(source, keras.Variable):
-        value = source.value
-    elif not isinstance(source, torch.Tensor):
-        # By Keras: torch does not know NumPy's bfloat16.
-        value = keras.ops.convert_to_tensor(source, target.dtype)
-    with torch.no_grad():
-        target.value.copy_(value)
-
-
 def dense(gradient: torch.Tensor) -> torch.Tensor:
     """Return a sparse gradient of an embedding as a dense tensor."""
-    if gradient.layout != torch.strided:
-        return gradient.to_dense()
-    return gradient
+    return gradient.to_dense()
 
 
 @torch.no_grad()
 def capture(
     flag: keras.Variable,
-    anchors: Sequence[keras.Variable],
-    variables: Sequence[keras.Variable],
-    units: keras.Variable | None,
-    measure: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    targets: Sequence[keras.Variable],
+    values: Callable[[], Sequence[torch.Tensor]],
     strategy: Strategy,
 ) -> None:
-    """Copy `variables` into `anchors` in the first step.
+    """Write values into the targets in the first step.
 
     To read the flag makes a GPU wait, so it is read again only after it was
     written: torch counts the writes to a tensor.
@@ -90,38 +62,24 @@ def capture(
     if getattr(value, "_seen_taken_at", None) == value._version:
         return
     if int(value) == 0:
-        for anchor, variable in zip(anchors, variables, strict=True):
+        for target, new in zip(targets, values(), strict=True):
             # A copy, and within the scope of `stateless_apply`, if in one.
-            anchor.assign(variable.value.clone())
-        if units is not None:
-            units.assign(measure([variable.value for variable in variables]))
+            target.assign(new.clone())
         flag.assign(torch.ones_like(value))
     if flag.value is value:
         value._seen_taken_at = value._version
 
 
 @torch.no_grad()
-def kept(variable: keras.Variable) -> torch.Tensor:
-    """Return the value of now, which the step will write over."""
-    return variable.value.clone()
-
-
-@torch.no_grad()
 def pull_each(
     pull: Pull,
-    variables: Sequence[keras.Variable],
-    indices: Sequence[int],
+    moved: Sequence[Moved],
     learning_rate: keras.Variable | torch.Tensor | float,
-    before: Sequence[torch.Tensor | None],
     strategy: Strategy,
 ) -> None:
-    """Shorten and pull what is to be."""
-    left = torch_fused.pull_each(pull, variables, indices, learning_rate)
-    if left:
-        steps = pull.steps(learning_rate, [index for index, _ in left])
-        past = dict(zip(indices, before, strict=True))
-    for index, variable in left:
-        variable.assign(pull(index, variable.value, steps, past[index]))
+    """Shorten and pull what is to be, with few kernels where they can."""
+    left = torch_fused.pull_each(pull, moved, learning_rate)
+    defaults.pull_each(pull, left, learning_rate, strategy)
 
 
 def uncompiled(function: Callable[..., None]) -> Callable[..., None]:

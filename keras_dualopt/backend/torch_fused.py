@@ -8,20 +8,20 @@ otherwise) is handed back for the plain path: same numbers, more slowly.
 The pull reads the weights again: from the cache, if the kernel did not move too
 many others meanwhile. So small weights share a block, and large ones are cut.
 
-Private names, used here alone: `Variable._value` of Keras 3.13 to 3.15, the
-tensor behind `Variable.value`, whose property takes longer than a kernel does
-on a small weight; `torch._fused_adam_`, `_fused_sgd_` and `_foreach_*` of torch
-2.6 to 2.13, on which `torch.optim` stands.
+Private names, used here alone: `torch._fused_adam_`, `_fused_sgd_` and
+`_foreach_*` of torch 2.6 to 2.13, on which `torch.optim` stands.
 """
 
+import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import keras
+import numpy as np
 import torch
 
-from keras_dualopt.backend.defaults import Pull, Rule
+from keras_dualopt.backend.defaults import Moved, Pull, Rule
 
 # Of higher up, `pull.Level`: hashable, equal where pulls are.
 Level: TypeAlias = Any
@@ -29,14 +29,12 @@ Level: TypeAlias = Any
 Scalar: TypeAlias = float | torch.Tensor
 LearningRate: TypeAlias = keras.Variable | torch.Tensor | float
 
-# Numbers in a block: 2 MiB each of θ, g, m, v and θ₀, together less than a
-# last-level cache. With a quarter of it, an update was 10% slower on two cores
-# (more kernels to start); without any cutting, 15%.
-_CHUNK = 1 << 19
-
-# The largest block on each kind of device that has the kernels. On a GPU one
-# call takes all: launches cost more than the cache could save.
-LIMITS = {"cpu": _CHUNK, "cuda": None}
+# Numbers in a block, on each kind of device that has the kernels. On a CPU 2
+# MiB each of θ, g, m, v and θ₀, together less than a last-level cache: with a
+# quarter of it, an update was 10% slower on two cores (more kernels to start);
+# without any cutting, 15%. On a GPU one call takes all: launches cost more than
+# the cache could save.
+LIMITS = {"cpu": 1 << 19, "cuda": sys.maxsize}
 
 # Where a scalar is read off a tensor at once. On a GPU that would wait for all
 # that was launched before, so that scalars stay tensors there.
@@ -63,13 +61,14 @@ class Slot(NamedTuple):
     level: Level | None
     rate: float
 
-
-class Run(NamedTuple):
-    """Neighbours that are pulled equally: to θ₀, or to 0 (no anchors)."""
-
-    level: Level
-    weights: list[torch.Tensor]
-    anchors: list[torch.Tensor]
+    def cut(self, part: slice) -> "Slot":
+        """Return a part of it: views of the contiguous tensors."""
+        weight, *state = (
+            tensor.detach().view(-1)[part]
+            for tensor in (self.weight, *self.state)
+        )
+        anchor = None if self.anchor is None else self.anchor.view(-1)[part]
+        return Slot(weight, tuple(state), anchor, self.level, self.rate)
 
 
 class Block:
@@ -79,133 +78,90 @@ class Block:
         self.device = device
         self.rate = rate
         self.size = 0
-        # Which gradient is whose: its position, and which piece of it.
-        self.sources: list[tuple[int, int]] = []
+        # Which gradient is whose: its position, and which part of it.
+        self.sources: list[tuple[int, slice | None]] = []
         self.weights: list[torch.Tensor] = []
         self.state: tuple[list[torch.Tensor], ...] = ([], [])
-        self.runs: list[Run] = []
+        # By level, and whether to θ₀: the weights, and their anchors.
+        self.pulls: dict[
+            tuple[Level, bool], tuple[list[torch.Tensor], list[torch.Tensor]]
+        ] = {}
 
-    def add(self, position: int, piece: int, slot: Slot) -> None:
-        """Take one more weight, or one piece of a weight."""
+    def add(self, slot: Slot, position: int, part: slice | None = None) -> None:
+        """Take one more weight, or one part of a weight."""
         self.size += slot.weight.numel()
-        self.sources.append((position, piece))
+        self.sources.append((position, part))
         self.weights.append(slot.weight)
         for column, tensor in zip(self.state, slot.state, strict=False):
             column.append(tensor)
-        if slot.level is None:
-            return
-        anchors = [] if slot.anchor is None else [slot.anchor]
-        last = self.runs[-1] if self.runs else None
-        if (
-            last is None
-            or last.level != slot.level
-            or bool(last.anchors) != bool(anchors)
-        ):
-            last = Run(slot.level, [], [])
-            self.runs.append(last)
-        last.weights.append(slot.weight)
-        last.anchors.extend(anchors)
+        if slot.level is not None:
+            key = slot.level, slot.anchor is not None
+            weights, anchors = self.pulls.setdefault(key, ([], []))
+            weights.append(slot.weight)
+            if slot.anchor is not None:
+                anchors.append(slot.anchor)
 
 
-class Plan:
-    """The blocks for one set of weights.
-
-    Args:
-        slots: The weights, in the order in which gradients will come.
-    """
-
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.blocks: list[Block] = []
-        # The weights that are cut: their positions, and the size of a piece.
-        self.cuts: dict[int, int] = {}
-        growing: dict[tuple[torch.device, float], Block] = {}
-        for position, slot in enumerate(slots):
-            device, size = slot.weight.device, slot.weight.numel()
-            limit = LIMITS[device.type]
-            if limit is not None and size > limit:
-                self._cut(position, slot, limit)
-                continue
-            block = growing.get((device, slot.rate))
-            if block is None or (
-                limit is not None and block.size + size > limit
-            ):
-                block = growing[device, slot.rate] = Block(device, slot.rate)
-                self.blocks.append(block)
-            block.add(position, 0, slot)
-
-    def _cut(self, position: int, slot: Slot, limit: int) -> None:
-        count = slot.weight.numel()
-        size = _ceiling(count, _ceiling(count, limit))
-        size = 16 * _ceiling(size, 16)  # Whole cache lines.
-        self.cuts[position] = size
-        weights = cut(slot.weight, size)
-        state = list(zip(*(cut(tensor, size) for tensor in slot.state)))
-        anchors = None if slot.anchor is None else cut(slot.anchor, size)
-        for piece, weight in enumerate(weights):
-            block = Block(weight.device, slot.rate)
-            part = slot._replace(
-                weight=weight,
-                state=state[piece] if state else (),
-                anchor=None if anchors is None else anchors[piece],
-            )
-            block.add(position, piece, part)
-            self.blocks.append(block)
-
-
-def cut(tensor: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """Return a contiguous tensor's pieces: views, in order."""
-    pieces: tuple[torch.Tensor, ...] = tensor.detach().view(-1).split(size)
-    return pieces
-
-
-def _ceiling(count: int, size: int) -> int:
-    return -(-count // size)
+def blocks_of(slots: Sequence[Slot]) -> list[Block]:
+    """Return blocks for weights in the order in which gradients will come."""
+    blocks: list[Block] = []
+    growing: dict[tuple[torch.device, float], Block] = {}
+    for position, slot in enumerate(slots):
+        size, key = slot.weight.numel(), (slot.weight.device, slot.rate)
+        limit = LIMITS[slot.weight.device.type]
+        if size > limit:
+            for start in range(0, size, limit):
+                part = slice(start, start + limit)
+                blocks.append(Block(*key))
+                blocks[-1].add(slot.cut(part), position, part)
+            continue
+        block = growing.get(key)
+        if block is None or block.size + size > limit:
+            block = growing[key] = Block(*key)
+            blocks.append(block)
+        block.add(slot, position)
+    return blocks
 
 
 class _Batch:
-    """The slots of an optimizer, and a plan for each set of weights seen."""
+    """The slots of an optimizer, and the blocks of each set of weights seen."""
 
     def __init__(self) -> None:
-        # `None`: no kernel can take it.
-        self._slots: dict[int, Slot | None] = {}
-        self._addresses: dict[int, int] = {}
-        self._plans: dict[tuple[int, ...], Plan] = {}
-        self._steps: dict[torch.device, torch.Tensor] = {}
+        # By index: a weight, its address, and its slot; `None`: no kernel can
+        # take it.
+        self._seen: dict[int, tuple[torch.Tensor, int, Slot | None]] = {}
+        self._blocks: dict[tuple[int, ...], list[Block]] = {}
 
     def slot(
         self,
         index: int,
-        weight: torch.Tensor,
+        variable: keras.Variable,
         pull: Pull | None,
-        state_of: Callable[[int], Sequence[keras.Variable | None]],
+        state_of: Callable[[int], Sequence[keras.Variable]],
     ) -> Slot | None:
-        """Return a weight's slot, made anew for another tensor."""
-        slot = self._slots.get(index)
-        # A model that is moved keeps its tensors and gives them other memory.
-        if self._addresses.get(index) != weight.data_ptr() or (
-            slot is not None and slot.weight is not weight
-        ):
-            slot = _slot(weight, state_of(index), pull, index)
-            self._addresses[index] = weight.data_ptr()
-            self._slots[index] = slot
-            self._plans.clear()
+        """Return a weight's slot, made anew where the weight has moved."""
+        if index in self._seen:
+            # `variable.value` would take longer than a kernel does on a small
+            # weight. A model that is moved keeps its tensors and gives them
+            # other memory.
+            weight, address, slot = self._seen[index]
+            if weight.data_ptr() == address:
+                return slot
+        weight = variable.value
+        slot = _slot(weight, state_of(index), pull, index)
+        self._seen[index] = weight, weight.data_ptr(), slot
+        self._blocks.clear()
         return slot
 
-    def plan(self, indices: list[int]) -> Plan:
-        """Return the blocks for these weights."""
+    def blocks(self, indices: Sequence[int]) -> list[Block]:
+        """Return the blocks for weights that have slots."""
         key = tuple(indices)
-        if key not in self._plans:
-            if len(self._plans) == 8:  # Other weights take part every time.
-                self._plans.clear()
-            slots = [self._slots[index] for index in indices]
-            self._plans[key] = Plan([s for s in slots if s is not None])
-        return self._plans[key]
-
-    def step(self, device: torch.device) -> torch.Tensor:
-        """Return the scalar that holds the step's number on a device."""
-        if device not in self._steps:
-            self._steps[device] = torch.zeros((), device=device)
-        return self._steps[device]
+        if key not in self._blocks:
+            if len(self._blocks) == 8:  # Other weights take part every time.
+                self._blocks.clear()
+            slots = [self._seen[index][2] for index in indices]
+            self._blocks[key] = blocks_of([s for s in slots if s is not None])
+        return self._blocks[key]
 
 
 # By the pull rather than the optimizer, if there is one: other anchors come
@@ -222,124 +178,102 @@ def step(
     gradients: Sequence[torch.Tensor],
     variables: Sequence[keras.Variable],
     learning_rate: LearningRate,
-) -> tuple[list[torch.Tensor], list[keras.Variable]]:
+) -> list[tuple[torch.Tensor, keras.Variable]]:
     """Move and pull what the kernels can take; return the rest."""
+    pairs = list(zip(gradients, variables, strict=True))
     # A subclass has a rule of its own, which the kernel does not know.
     kernel = _KERNELS.get(vars(type(rule)).get("kernel"))
-    if kernel is None or _in_scope(variables):
-        return list(gradients), list(variables)
+    if kernel is None or _in_scope(variables[0]):
+        return pairs
     pull = rule.pull
     batch = _batches.setdefault(rule if pull is None else pull, _Batch())
     indices, taken, left = [], [], []
-    for gradient, variable in zip(gradients, variables, strict=True):
-        index = rule._get_variable_index(variable)
-        slot = batch.slot(index, variable._value, pull, rule.state_of)
+    for gradient, variable in pairs:
+        index = rule.index_of(variable)
+        slot = batch.slot(index, variable, pull, rule.state_of)
         if slot is not None and _fits(gradient, slot.weight):
             indices.append(index)
-            taken.append(gradient)
+            taken.append(gradient.contiguous())
         else:
             left.append((gradient, variable))
-    if taken:
-        _run(kernel, rule, batch, indices, taken, learning_rate)
-    return [gradient for gradient, _ in left], [weight for _, weight in left]
+    number = rule.iterations + 1
 
+    def move(block: Block, rate: Scalar) -> None:
+        parts = [
+            taken[which] if part is None else taken[which].view(-1)[part]
+            for which, part in block.sources
+        ]
+        step = number.to(block.device, torch.float32)
+        kernel(rule, block, parts, [step] * len(parts), rate)
 
-def _run(
-    kernel: Callable[..., None],
-    rule: Rule,
-    batch: _Batch,
-    indices: list[int],
-    gradients: list[torch.Tensor],
-    learning_rate: LearningRate,
-) -> None:
-    plan = batch.plan(indices)
-    pieces = {
-        position: cut(gradients[position].contiguous(), size)
-        for position, size in plan.cuts.items()
-    }
-    rates, pulls, steps = {}, {}, {}
-    for block in plan.blocks:
-        device = block.device
-        if device not in rates:
-            rates[device] = scalar_on(device, learning_rate)
-            pulls[device] = puller(rule.pull, rates[device], device)
-            steps[device] = batch.step(device)
-            steps[device].copy_(_tensor_of(rule.iterations)).add_(1)
-        rate = rates[device]
-        kernel(
-            rule,
-            block,
-            [
-                pieces[position][piece]
-                if position in pieces
-                else gradients[position].contiguous()
-                for position, piece in block.sources
-            ],
-            [steps[device]] * len(block.weights),
-            rate if block.rate == 1.0 else rate * block.rate,
-        )
-        pulls[device](block.runs)
+    _run(batch.blocks(indices), pull, learning_rate, move)
+    return left
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def pull_each(
-    pull: Pull,
-    variables: Sequence[keras.Variable],
-    indices: Sequence[int],
-    learning_rate: LearningRate,
-) -> list[tuple[int, keras.Variable]]:
+    pull: Pull, moved: Sequence[Moved], learning_rate: LearningRate
+) -> list[Moved]:
     """Pull what a wrapped optimizer has moved; return what is left to do."""
-    pairs = [
-        (index, variable)
-        for index, variable in zip(indices, variables, strict=True)
-        if pull.pulls[index] or pull.slows[index]
-    ]
-    if not pairs or _in_scope(variables):
-        return pairs
+    if not moved or _in_scope(moved[0][1]):
+        return list(moved)
     batch = _batches.setdefault(pull, _Batch())
     taken, left = [], []
-    for index, variable in pairs:
-        if (
-            pull.slows[index]
-            or batch.slot(index, variable._value, pull, _no_state) is None
-        ):
-            left.append((index, variable))
+    for index, variable, before in moved:
+        slot = batch.slot(index, variable, pull, lambda index: ())
+        if slot is None or before is not None:
+            left.append((index, variable, before))
         else:
             taken.append(index)
-    for block in batch.plan(taken).blocks:
-        rate = scalar_on(block.device, learning_rate)
-        puller(pull, rate, block.device)(block.runs)
+    _run(batch.blocks(taken), pull, learning_rate)
     return left
 
 
-def _no_state(index: int) -> tuple[()]:
-    """Return the averages that the pull alone needs."""
-    return ()
+def _run(
+    blocks: Sequence[Block],
+    pull: Pull | None,
+    learning_rate: LearningRate,
+    move: Callable[[Block, Scalar], None] | None = None,
+) -> None:
+    """Move and pull block by block."""
+    rates: dict[torch.device, Scalar] = {}
+    ratios: dict[torch.device, Mapping[Level, Scalar]] = {}
+    for block in blocks:
+        device = block.device
+        if device not in rates:
+            rates[device] = scalar_on(device, learning_rate)
+            ratios[device] = _ratios(pull, rates[device])
+        if move is not None:
+            rate = rates[device]
+            move(block, rate if block.rate == 1.0 else rate * block.rate)
+        _pull(block, ratios[device])
 
 
 # What can be taken.
 
 
-def _in_scope(variables: Sequence[keras.Variable]) -> bool:
+def _in_scope(variable: keras.Variable) -> bool:
     """Tell whether variables stand for other tensors (`stateless_apply`)."""
-    return not variables or variables[0].value is not variables[0]._value
+    value = variable.value
+    with keras.StatelessScope():  # An empty one, in which they do not.
+        return value is not variable.value
 
 
 def _slot(
     weight: torch.Tensor,
-    state: Sequence[keras.Variable | None],
+    state: Sequence[keras.Variable],
     pull: Pull | None,
     index: int,
 ) -> Slot | None:
-    level, rate, target = None, 1.0, None
+    level, rate, anchor = None, 1.0, None
     if pull is not None:
         rate = pull.levels[index].rate
         if pull.pulls[index]:
             level, anchor = pull.levels[index], pull.anchors[index]
-            target = None if anchor is None else anchor._value
-    others = tuple(None if slot is None else slot._value for slot in state)
-    for tensor in [weight, *others] + ([] if target is None else [target]):
+    others = tuple(variable.value for variable in state)
+    target = None if anchor is None else anchor.value
+    for tensor in (weight, *others, *([] if target is None else [target])):
         if (
             # Not a subclass: a DTensor spreads over processes.
             type(tensor) not in (torch.Tensor, torch.nn.Parameter)
@@ -426,7 +360,7 @@ def _rounded(beta: float) -> float:
     The kernel computes 1 − β from what it is given and β itself in float32; if
     the two do not add up to 1, its averages are off by 1e-5 for β₂ = 0.999.
     """
-    rounded: float = torch.tensor(beta, dtype=torch.float32).item()
+    rounded = float(np.float32(beta))
     return rounded if rounded < 1.0 else beta
 
 
@@ -448,85 +382,42 @@ def scalar_on(device: torch.device, value: LearningRate) -> Scalar:
     return torch.full((), float(value), device=device)
 
 
-def puller(
-    pull: Pull | None, rate: Scalar, device: torch.device
-) -> Callable[[Sequence[Run]], None]:
-    """Return what pulls the runs of a block, in a step at this rate."""
+def _ratios(pull: Pull | None, rate: Scalar) -> Mapping[Level, Scalar]:
+    """Return ρ of every level, on the host or on the device of the rate."""
+    ratios: dict[Level, Scalar] = {}
     if pull is None:
-        return lambda runs: None
+        return ratios
     if isinstance(rate, float):
-        return _host_puller(pull, rate)
-    return _device_puller(pull, rate, device)
+        ratios.update(pull.host_ratios(rate))
+        return ratios
+    for level in dict.fromkeys(pull.levels):
+        # In torch's own terms: with numbers, Keras' operations would copy each
+        # of them to the device, and wait.
+        amount = level.amount
+        if level.unit is not None:
+            amount = pull.units.value[level.unit].to(rate.device) * amount
+        ratios[level] = pull.ratio(amount, rate, level.rate, torch)
+    return ratios
 
 
-def _host_puller(pull: Pull, rate: float) -> Callable[[Sequence[Run]], None]:
-    ratios: dict[Level, float] = {}
-
-    def move(runs: Sequence[Run]) -> None:
-        for run in runs:
-            ratio = ratios.get(run.level)
-            if ratio is None:
-                ratio = ratios[run.level] = pull.host_ratio(run.level, rate)
-            if not ratio:
-                continue
-            if run.anchors:
-                ends = run.anchors
-                if ends[0].dtype != torch.float32:
-                    # Of a block, no more.
-                    ends = [anchor.to(torch.float32) for anchor in ends]
-                torch._foreach_lerp_(run.weights, ends, ratio)
-            elif ratio < 0.5:
-                # Not (1 − ρ)θ: 1 − ρ is rounded to 6e-8, which is a large part
-                # of a small ρ, and the same error in every step.
-                torch._foreach_add_(run.weights, run.weights, alpha=-ratio)
-            else:
-                torch._foreach_mul_(run.weights, 1.0 - ratio)
-
-    return move
-
-
-def _device_puller(
-    pull: Pull, rate: torch.Tensor, device: torch.device
-) -> Callable[[Sequence[Run]], None]:
-    ratios: dict[Level, torch.Tensor] = {}
-    zero = torch.zeros((), device=device)
-
-    def move(runs: Sequence[Run]) -> None:
-        weights: list[torch.Tensor] = []
-        ends: list[torch.Tensor] = []
-        shares: list[torch.Tensor] = []
-        for run in runs:
-            if run.level not in ratios:
-                ratios[run.level] = _device_ratio(pull, run.level, rate)
-            ratio = ratios[run.level]
-            if run.anchors and run.anchors[0].dtype != torch.float32:
-                # One by one: a wide copy of all θ₀ would be the memory saved.
-                for weight, anchor in zip(run.weights, run.anchors):
-                    weight.lerp_(anchor.to(torch.float32), ratio)
-                continue
-            weights += run.weights
-            ends += run.anchors or [zero] * len(run.weights)
-            shares += [ratio] * len(run.weights)
-        if weights:
-            torch._foreach_lerp_(weights, ends, shares)
-
-    return move
-
-
-def _device_ratio(pull: Pull, level: Level, rate: torch.Tensor) -> torch.Tensor:
-    """Return ρ as `Pull.ratio` does, in torch's own terms.
-
-    With numbers, Keras' operations would copy each of them to the device, and
-    wait.
-    """
-    amount = level.amount
-    if level.unit is not None:
-        amount = pull.units.value[level.unit].to(rate.device) * amount
-    if not pull.reach:
-        # By a tensor: a number's reciprocal would be multiplied with on a
-        # GPU, and η/η would not be 1.
-        whole = torch.full_like(rate, pull.reference)
-        share = (rate / whole).clamp_min(0.0)
-        return (share * amount).clamp_max(1.0)
-    own = (rate * level.rate).clamp_min(0.0)
-    return own / (own + amount).clamp_min(torch.finfo(torch.float32).tiny)
+def _pull(block: Block, ratios: Mapping[Level, Scalar]) -> None:
+    for (level, anchored), (weights, anchors) in block.pulls.items():
+        ratio = ratios[level]
+        if isinstance(ratio, torch.Tensor):
+            # One by one: wide copies of a whole θ₀ would be the memory saved.
+            zeros = [torch.zeros_like(ratio)] * len(weights)
+            for weight, anchor in zip(weights, anchors or zeros, strict=True):
+                weight.lerp_(anchor.to(torch.float32), ratio)
+        elif not ratio:
+            continue
+        elif anchored:
+            if anchors[0].dtype != torch.float32:
+                # Of a block, no more.
+                anchors = [anchor.to(torch.float32) for anchor in anchors]
+            torch._foreach_lerp_(weights, anchors, ratio)
+        elif ratio < 0.5:
+            # Not (1 − ρ)θ: 1 − ρ is rounded to 6e-8, which is a large part of
+            # a small ρ, and the same error in every step.
+            torch._foreach_add_(weights, weights, alpha=-ratio)
+        else:
+            torch._foreach_mul_(weights, 1.0 - ratio)

@@ -52,19 +52,14 @@ _DECAYS = ("weight_decay", "adam_weight_decay")
 
 def make_base(base: object, mode: str) -> keras.optimizers.Optimizer:
     """Return the base optimizer that `DualOpt(base=...)` asks for."""
-    if isinstance(base, str):
-        if base not in _PAPER_RULES:
-            raise ValueError(
-                "`base` must be 'adam', 'sgd' or a "
-                f"`keras.optimizers.Optimizer` instance. Received: {base!r}. "
-                "For other optimizers pass an instance, such as "
-                "`base=keras.optimizers.Lion()`."
-            )
+    if isinstance(base, str) and base in _PAPER_RULES:
         return _PAPER_RULES[base]()
     if not isinstance(base, keras.optimizers.Optimizer):
-        raise TypeError(
-            "`base` must be 'adam', 'sgd' or a "
-            f"`keras.optimizers.Optimizer` instance. Received: {base!r}."
+        error = ValueError if isinstance(base, str) else TypeError
+        raise error(
+            "`base` must be 'adam', 'sgd' or a `keras.optimizers.Optimizer` "
+            f"instance. Received: {base!r}. For other optimizers pass an "
+            "instance, such as `base=keras.optimizers.Lion()`."
         )
     for kind in type(base).__mro__:
         if kind.__name__ in _REFUSED:
@@ -132,8 +127,7 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     # On torch Keras makes an instance of a class of its torch backend, and
     # would write a name that other backends cannot import. A user's subclass
     # keeps its own name.
-    own = type(base).__module__.partition(".")[0] == "keras"
-    for kind in type(base).__mro__ if own else ():
+    for kind in type(base).__mro__ if _is_of_keras(type(base)) else ():
         if getattr(keras.optimizers, kind.__name__, None) is kind:
             config["module"] = "keras.optimizers"
             config["class_name"] = kind.__name__
@@ -143,16 +137,6 @@ def base_to_config(base: keras.optimizers.Optimizer) -> dict[str, Any]:
     # twice, and read back as two objects.
     config["config"]["learning_rate"] = 0.001
     config["config"]["gradient_accumulation_steps"] = None
-    pattern = getattr(base, "_exclude_from_weight_decay_pattern", None)
-    if pattern is not None:
-        config["exclude_from_weight_decay"] = pattern.pattern
-    if getattr(base, "_exclude_from_weight_decay", None):
-        warnings.warn(
-            f"{type(base).__name__}.exclude_from_weight_decay(var_list=...) "
-            "names variables, which cannot be written to a config. Use "
-            "`var_names=[...]` if the optimizer is to be saved.",
-            stacklevel=stacklevel(),
-        )
     return config
 
 
@@ -228,10 +212,13 @@ _REMEDIES = {
 
 
 def _place_of(kind: type) -> str:
-    for package in ("keras_dualopt.bases", "keras.optimizers"):
-        if kind.__module__.startswith(package.partition(".")[0] + "."):
-            return package
-    return kind.__module__
+    if kind in (Adam, SGD):
+        return "keras_dualopt.bases"
+    return "keras.optimizers" if _is_of_keras(kind) else kind.__module__
+
+
+def _is_of_keras(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "keras"
 
 
 # How long a step may be: what `reach` is a bound with.
@@ -311,10 +298,8 @@ def _keras_kind(base: keras.optimizers.Optimizer) -> str:
 
     Empty for a subclass of a user's own, which may do anything.
     """
-    if type(base) in (Adam, SGD):
-        return type(base).__name__
-    own = type(base).__module__.partition(".")[0] == "keras"
-    return type(base).__name__ if own else ""
+    known = type(base) in (Adam, SGD) or _is_of_keras(type(base))
+    return type(base).__name__ if known else ""
 
 
 def _adam_bound(base: keras.optimizers.Optimizer, kind: str) -> float:

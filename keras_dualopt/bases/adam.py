@@ -1,6 +1,7 @@
 """Adam as OLOR's Algorithm 2 uses it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,7 +9,6 @@ from keras import ops
 
 from keras_dualopt.backend import Tensor
 from keras_dualopt.bases.paper_rule import LearningRate, PaperRule
-from keras_dualopt.pull import compute_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_dualopt")
@@ -80,54 +80,31 @@ class Adam(PaperRule):
         self._momentums = self.add_state(variables, "momentum")
         self._velocities = self.add_state(variables, "velocity")
 
-    def state_of(self, index: int) -> tuple[keras.Variable | None, ...]:
+    def state_of(self, index: int) -> Sequence[keras.Variable]:
         """Return m and v of one variable."""
         return (self._momentums[index], self._velocities[index])
 
-    def scalars(self, learning_rate: Tensor) -> tuple[Tensor, ...]:
+    def scalars(self, learning_rate: Tensor) -> Sequence[Tensor]:
         """Return η_t/(1 − β₁ᵗ) and 1/(1 − β₂ᵗ): one division a weight less."""
         (rate,) = super().scalars(learning_rate)
-        step = ops.cast(ops.add(self.iterations, 1), "float32")
+        t = ops.cast(self.iterations + 1, "float32")
         return (
-            ops.divide(rate, _bias_correction(self.beta_1, step)),
-            ops.reciprocal(_bias_correction(self.beta_2, step)),
+            rate / _bias_correction(self.beta_1, t),
+            ops.reciprocal(_bias_correction(self.beta_2, t)),
         )
 
-    def pre_weight(
-        self,
-        gradient: Tensor,
-        variable: keras.Variable,
-        index: int,
-        scalars: tuple[Tensor, ...],
-    ) -> Tensor:
-        """Return θ_{t−1} − η_t m̂_t/(√v̂_t + ε) (OLOR Algorithm 2)."""
-        dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
-        rate, correction = (ops.cast(scalar, dtype) for scalar in scalars)
-        momentum = self._momentums[index]
-        velocity = self._velocities[index]
+    def move(
+        self, g: Tensor, state: Sequence[Tensor], scalars: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return η_t m̂_t/(√v̂_t + ε), m_t and v_t (OLOR Algorithm 2)."""
+        m, v = state
+        rate, correction = scalars
         # m + (1 − β)(g − m) has the exact average as its fixed point; with β
         # rounded to float32, βm + (1 − β)g is off by 1e-5 of v for β₂ = 0.999.
-        first = ops.add(
-            momentum,
-            ops.multiply(ops.subtract(gradient, momentum), 1.0 - self.beta_1),
-        )
-        second = ops.add(
-            velocity,
-            ops.multiply(
-                ops.subtract(ops.square(gradient), velocity), 1.0 - self.beta_2
-            ),
-        )
-        self.assign(momentum, first)
-        self.assign(velocity, second)
-        return ops.subtract(
-            ops.cast(variable, dtype),
-            ops.divide(
-                ops.multiply(first, rate),
-                ops.add(
-                    ops.sqrt(ops.multiply(second, correction)), self.epsilon
-                ),
-            ),
-        )
+        m = m + (g - m) * (1.0 - self.beta_1)
+        v = v + (g * g - v) * (1.0 - self.beta_2)
+        step = m * rate / (ops.sqrt(v * correction) + self.epsilon)
+        return step, m, v
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal optimizer."""
@@ -138,8 +115,8 @@ class Adam(PaperRule):
         return config
 
 
-def _bias_correction(beta: float, step: Tensor) -> Tensor:
+def _bias_correction(beta: float, t: Tensor) -> Tensor:
     """Return 1 − βᵗ, to float32 precision also where βᵗ is close to 1."""
     if beta == 0.0:
-        return ops.ones_like(step)
-    return ops.negative(ops.expm1(ops.multiply(step, math.log(beta))))
+        return ops.ones_like(t)
+    return -ops.expm1(t * math.log(beta))

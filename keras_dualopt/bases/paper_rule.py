@@ -34,8 +34,7 @@ def add_like(
     return optimizer.add_variable(
         shape=variable.shape,
         dtype=dtype,
-        # As over its devices, which the other way keeps by itself.
-        layout=getattr(variable, "_layout", None),
+        layout=engine.layout(variable),  # The other way keeps it by itself.
         name=f"{variable.path.replace('/', '_')}_{name}",
     )
 
@@ -44,20 +43,20 @@ class _Shared(NamedTuple):
     """What the variables of one step share."""
 
     # By share of the learning rate.
-    scalars: dict[float | None, tuple[Tensor, ...]]
+    scalars: dict[float, Sequence[Tensor]]
     steps: Steps | None
 
 
 class PaperRule(keras.optimizers.Optimizer, abc.ABC):
     """A Keras optimizer whose step is computed in float32 and cast once.
 
-    Subclasses say what one variable's step is (`pre_weight`) and which scalars
-    all variables of a step share (`scalars`). If a `Pull` is attached, it acts
-    on θ_pre before the cast, in the same pass over memory.
+    Subclasses say how far one variable moves (`move`) and which scalars all
+    variables of a step share (`scalars`). If a `Pull` is attached, it acts on
+    θ_pre before the cast, in the same pass over memory.
     """
 
     # Which fused kernel of torch computes this very rule. It is not inherited:
-    # a subclass may have another `pre_weight`.
+    # a subclass may have another `move`.
     kernel: ClassVar[str | None] = None
 
     def __init__(
@@ -91,33 +90,31 @@ class PaperRule(keras.optimizers.Optimizer, abc.ABC):
             for variable in variables
         ]
 
-    def scalars(self, learning_rate: Tensor) -> tuple[Tensor, ...]:
+    def index_of(self, variable: keras.Variable) -> int:
+        """Return which of the optimizer's variables it is."""
+        index: int = self._get_variable_index(variable)
+        return index
+
+    @abc.abstractmethod
+    def state_of(self, index: int) -> Sequence[keras.Variable]:
+        """Return a variable's averages, in the order the kernel takes them."""
+
+    def scalars(self, learning_rate: Tensor) -> Sequence[Tensor]:
         """Return what the rule of all variables shares, float32 scalars."""
-        return (ops.cast(learning_rate, "float32"),)
+        return [ops.cast(learning_rate, "float32")]
+
+    @abc.abstractmethod
+    def move(
+        self, g: Tensor, state: Sequence[Tensor], scalars: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return η_t u_t and the new averages, for a gradient and the old."""
 
     def _shared(self, learning_rate: Tensor, indices: Sequence[int]) -> _Shared:
         if self.pull is None:
-            return _Shared({None: self.scalars(learning_rate)}, None)
+            return _Shared({1.0: self.scalars(learning_rate)}, None)
         steps = self.pull.steps(learning_rate, indices)
-        scalars: dict[float | None, tuple[Tensor, ...]] = {}
-        for level, rate in steps.rates.items():
-            if level.rate not in scalars:
-                scalars[level.rate] = self.scalars(rate)
-        return _Shared(scalars, steps)
-
-    @abc.abstractmethod
-    def pre_weight(
-        self,
-        gradient: Tensor,
-        variable: keras.Variable,
-        index: int,
-        scalars: tuple[Tensor, ...],
-    ) -> Tensor:
-        """Advance the state and return θ_pre, in float32 or wider."""
-
-    @abc.abstractmethod
-    def state_of(self, index: int) -> tuple[keras.Variable | None, ...]:
-        """Return a variable's averages, in the order the kernel takes them."""
+        rates = {level.rate: rate for level, rate in steps.rates.items()}
+        return _Shared({s: self.scalars(r) for s, r in rates.items()}, steps)
 
     def update_step(
         self,
@@ -126,19 +123,25 @@ class PaperRule(keras.optimizers.Optimizer, abc.ABC):
         learning_rate: Tensor | _Shared,
     ) -> None:
         """Move one variable. `learning_rate`: η_t, or what the step shares."""
-        index = self._get_variable_index(variable)
+        index = self.index_of(variable)
         shared = (
             learning_rate
             if isinstance(learning_rate, _Shared)
             else self._shared(learning_rate, [index])
         )
-        pull = self.pull
-        rate = None if pull is None else pull.levels[index].rate
         dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
-        gradient = ops.cast(engine.dense(gradient), dtype)
-        value = self.pre_weight(gradient, variable, index, shared.scalars[rate])
-        if pull is not None and shared.steps is not None:
-            value = pull(index, value, shared.steps)
+        share = 1.0 if self.pull is None else self.pull.levels[index].rate
+        slots = self.state_of(index)
+        step, *averages = self.move(
+            ops.cast(engine.dense(gradient), dtype),
+            [ops.cast(slot, dtype) for slot in slots],
+            [ops.cast(scalar, dtype) for scalar in shared.scalars[share]],
+        )
+        for slot, average in zip(slots, averages, strict=True):
+            self.assign(slot, average)
+        value = ops.cast(variable, dtype) - step
+        if self.pull is not None and shared.steps is not None:
+            value = self.pull(index, value, shared.steps)
         self.assign(variable, ops.cast(value, variable.dtype))
 
     def _backend_update_step(
@@ -147,10 +150,11 @@ class PaperRule(keras.optimizers.Optimizer, abc.ABC):
         trainable_variables: Sequence[keras.Variable],
         learning_rate: Tensor,
     ) -> None:
-        gradients, variables = engine.batched_step(
+        left = engine.batched_step(
             self, grads, trainable_variables, learning_rate
         )
-        if variables:
-            indices = [self._get_variable_index(v) for v in variables]
+        if left:
+            gradients, variables = zip(*left, strict=True)
+            indices = [self.index_of(variable) for variable in variables]
             shared = self._shared(learning_rate, indices)
             super()._backend_update_step(gradients, variables, shared)

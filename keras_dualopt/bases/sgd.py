@@ -1,13 +1,12 @@
 """SGD with momentum as OLOR's Algorithm 1 uses it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_dualopt.backend import Tensor
 from keras_dualopt.bases.paper_rule import LearningRate, PaperRule
-from keras_dualopt.pull import compute_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_dualopt")
@@ -64,29 +63,18 @@ class SGD(PaperRule):
         super().build(variables)
         self._momentums = self.add_state(variables, "momentum")
 
-    def state_of(self, index: int) -> tuple[keras.Variable | None, ...]:
+    def state_of(self, index: int) -> Sequence[keras.Variable]:
         """Return m of one variable."""
         return (self._momentums[index],)
 
-    def pre_weight(
-        self,
-        gradient: Tensor,
-        variable: keras.Variable,
-        index: int,
-        scalars: tuple[Tensor, ...],
-    ) -> Tensor:
-        """Return θ_{t−1} − η_t m_t (OLOR Algorithm 1)."""
-        dtype = compute_dtype(keras.backend.standardize_dtype(variable.dtype))
-        momentum = self._momentums[index]
-        average = ops.add(
-            momentum,
-            ops.multiply(ops.subtract(gradient, momentum), 1.0 - self.momentum),
-        )
-        self.assign(momentum, average)
-        return ops.subtract(
-            ops.cast(variable, dtype),
-            ops.multiply(ops.cast(scalars[0], dtype), average),
-        )
+    def move(
+        self, g: Tensor, state: Sequence[Tensor], scalars: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return η_t m_t and m_t (OLOR Algorithm 1)."""
+        (m,) = state
+        (rate,) = scalars
+        m = m + (g - m) * (1.0 - self.momentum)
+        return rate * m, m
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal optimizer."""

@@ -9,6 +9,7 @@ import keras
 
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.settings import check_whole
+from keras_dualopt.wrapping import begin_at
 
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
@@ -92,13 +93,12 @@ class AtomicBackup(keras.callbacks.Callback):
         """Read what a run that was killed has left."""
         self._trained = self._written = 0
         # A start that failed after this callback has left it.
-        self.model._initial_epoch = None
+        begin_at(self.model, None)
         self._rate = _rate(self.model.optimizer)
         if not self._path.exists():
             return
         try:
-            # Private in Keras 3.13 to 3.15; its BackupAndRestore sets it, too.
-            self.model._initial_epoch = self._read()
+            begin_at(self.model, self._read())
         except OSError as error:
             if error.errno is not None:  # The system's: no right to read, …
                 raise
@@ -111,7 +111,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         """Let a later `fit` of this process begin where it says."""
-        self.model._initial_epoch = None
+        begin_at(self.model, None)
 
     def on_epoch_end(self, epoch: int, logs: object = None) -> None:
         """Write the file after every k-th epoch."""
@@ -121,7 +121,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_train_end(self, logs: object = None) -> None:
         """Remove the file, or keep it with the last epoch in it."""
-        self.model._initial_epoch = None
+        begin_at(self.model, None)
         if self._keep and self._written < self._trained:
             self._write(self._trained)
         self._part.unlink(missing_ok=True)

@@ -432,9 +432,7 @@ class _Measure:
         parts: dict[str, _Parts] = {}
         if before is not None:
             # In the arithmetic of the step itself.
-            found = {
-                one: pull.host_ratio(one, before.rate) for one in {*levels}
-            }
+            found = pull.host_ratios(before.rate)
             ratio = np.array([found[level] for level in levels])
             parts["strength"] = ratio
             undone = ratio / (1.0 - ratio)
