@@ -208,6 +208,7 @@ def test_a_frozen_layer_does_not_move(load, problem):
         ("uniform", {"rollback": 0.04, "rollback_min": 0.04}),
         ("paper_power_4", {"rollback": 0.04, "power": 4.0}),
         ("reach", {"reach": 0.04}),
+        ("reach_held", {"reach": 0.04, "reach_max": 0.04}),
         ("relative_reach", {"reach": "4%"}),
         ("reach_rates", {"reach": 0.04, "shallow_rate": 0.1}),
     ],
@@ -462,7 +463,7 @@ def test_experiments_run_go_on_and_are_reported(
     asked = ["--quick", "--results", str(tmp_path), "--methods", *METHODS]
     main(["search", "dense", *asked])
     main(["trade_off", "dense", *asked, "--seeds", "2"])
-    for experiment in ("length", "tasks", "way_back", "cost"):
+    for experiment in ("length", "tasks", "way_back", "cost", "again"):
         main([experiment, "dense", *asked])
     main(["text", *asked])
     main(["scratch", *asked])
@@ -486,6 +487,8 @@ def test_experiments_run_go_on_and_are_reported(
         "## tweets",
         "## Cost, dense network",
         "| MNIST | reversed profile |",
+        # The same backend says the same, and more than one run was compared.
+        "| inverted, DualOpt, reach: kept |",
     ):
         assert said in printed
     for name in ("forgetting", "way_back_dense"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cost, scratch, trade_off, way_back
+from . import again, cost, scratch, trade_off, way_back
 from .experiments import LENGTHS, MORE_TASKS, RIVALS, TEXT, store_of
 from .intervals import in_words
 from .methods import METHODS
@@ -248,3 +248,5 @@ def report(folder=RESULTS, images=IMAGES):
         for task in tasks:
             _say(task, trade_off.table(name, task, folder))
     _say("From scratch", scratch.table(folder))
+    for backend, lines in again.tables("dense", folder).items():
+        _say(f"Once more, on {backend}", lines)
