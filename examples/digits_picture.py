@@ -39,19 +39,24 @@ def draw_picture(found, seeds, path):
             steps = sorted(at for own, at in cells if own == rate)
             kept, learned = zip(*(cells[rate, at] for at in steps), strict=True)
             axes.plot(
-                steps, kept, "o-", color=shade, label=f"old, rate {rate:g}"
+                steps,
+                kept,
+                "o-",
+                color=shade,
+                label=f"old, kept, rate {rate:g}",
             )
-            axes.plot(steps, learned, "s:", color=shade, label="new")
+            axes.plot(steps, learned, "s:", color=shade, label="new, learned")
         axes.set_xscale("log")
         axes.set_title(name)
         axes.set_xlabel("training steps")
+        axes.set_ylim(0, 100)
         axes.grid(alpha=0.3)
-        axes.legend(ncols=2, fontsize=7)
+    # The last has room below its curves.
+    axes.legend(loc="lower left", fontsize=8)
     right.axes[0].set_ylabel("accuracy, %")
     right.suptitle(
         f"Fine-tuned on {PARTS['finetune']} inverted digits "
-        f"({f'mean of {seeds} seeds' if seeds > 1 else '1 seed'}): "
-        "old styles kept, new one learned"
+        f"({f'mean of {seeds} seeds' if seeds > 1 else '1 seed'})"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
