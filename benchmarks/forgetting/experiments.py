@@ -30,16 +30,7 @@ MORE_TASKS = (
     "digits_uci",
     "digits_printed",
 )
-SELECTED = (
-    "adam_rates",
-    "layerwise",
-    "l2_sp",
-    "wise_ft",
-    "rollback",
-    "reach",
-    "reach_wise_ft",
-    "replay",
-)
+SELECTED = ("adam_rates", "l2_sp", "replay", "reach")
 TEXT = ("tweets",)
 # The text encoder takes a third of a second a step.
 TEXT_RATE, TEXT_LENGTH = 3e-4, 100

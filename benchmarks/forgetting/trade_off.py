@@ -27,6 +27,16 @@ def hypervolume(points, reference=CHANCE):
     return 100 * area / (100 - reference) ** 2
 
 
+def reached(settings, seeds):
+    """Return the hypervolume of all settings of a method, by seed."""
+    return [
+        hypervolume(
+            [(rows[s]["kept"], rows[s]["new"]) for rows in settings.values()]
+        )
+        for s in seeds
+    ]
+
+
 def read(store, task):
     """Return {method: {setting: {seed: its row}}} of one task.
 
@@ -88,10 +98,10 @@ def table(name, task, folder, against="reach"):
     best = best_new(found)
     lines = [
         "| method | setting | kept | new | kept − reach's | new − reach's | "
-        "kept, chosen on new data alone | new | hypervolume |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "kept, chosen on new data alone | new | hypervolume | − reach's |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    ours = found.get(against)
+    ours = theirs = found.get(against)
     ours = ours and ours[choose(ours, best)]
     for name, method in METHODS.items():
         if name not in found:
@@ -105,22 +115,17 @@ def table(name, task, folder, against="reach"):
                 in_words([own[s][key] - ours[s][key] for s in own])
                 for key in ("kept", "new")
             ]
-        volumes = [
-            hypervolume(
-                [
-                    (rows[s]["kept"], rows[s]["new"])
-                    for rows in settings.values()
-                ]
-            )
-            for s in own
-        ]
+        volumes = reached(settings, own)
+        more = ""
+        if ours and name != against:
+            more = in_words(np.subtract(volumes, reached(theirs, own)))
         mark = " (uses old data)" if method.uses_old_data else ""
         knob = f"{method.knob} {setting:g}" if method.knob else ""
         lines.append(
             f"| {method.label}{mark} | {knob} | {mean(own, 'kept'):.1f} | "
             f"{mean(own, 'new'):.1f} | {differences[0]} | {differences[1]} | "
             f"{mean(blind, 'kept'):.1f} | {mean(blind, 'new'):.1f} | "
-            f"{in_words(volumes)} |"
+            f"{in_words(volumes)} | {more} |"
         )
     return lines
 
