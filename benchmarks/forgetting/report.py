@@ -236,6 +236,10 @@ def report(folder=RESULTS, images=IMAGES):
                 f"ι₁ and γ, {network} network, {task}, kept / new",
                 trade_off.grid(network, task, folder),
             )
+        _say(
+            f"Two methods, {network} network",
+            trade_off.pairs(f"trade_off_{network}", TITLES, folder),
+        )
         _say(f"Cost, {network} network", cost_table(network, folder))
         way_back.picture(network, folder, images / f"way_back_{network}.png")
     methods = ("reach", "relative_reach")

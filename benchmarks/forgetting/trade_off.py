@@ -130,6 +130,42 @@ def table(name, task, folder, against="reach"):
     return lines
 
 
+# What goes together with `reach`, beside what it goes with and the best rival.
+PAIRS = (
+    ("reach_rates", "layerwise"),
+    ("reach_rates", "l2_sp"),
+    ("reach_replay", "replay"),
+)
+
+
+def pairs(name, tasks, folder):
+    """Return the lines of a table: two methods at their chosen settings."""
+    lines = [
+        "| task | method | against | kept | new | hypervolume |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in tasks:
+        found = read(store_of(name, folder), task)
+        for pair in PAIRS:
+            if not set(pair) <= set(found):
+                continue
+            settings = [found[method] for method in pair]
+            one, two = (own[choose(own, best_new(found))] for own in settings)
+            differences = [
+                np.subtract(
+                    *([rows[s][key] for s in one] for rows in (one, two))
+                )
+                for key in ("kept", "new")
+            ]
+            volumes = np.subtract(*(reached(own, one) for own in settings))
+            labels = (METHODS[method].label for method in pair)
+            lines.append(
+                f"| {task} | {' | '.join(labels)} | "
+                f"{' | '.join(map(in_words, [*differences, volumes]))} |"
+            )
+    return lines if len(lines) > 2 else []
+
+
 def kept_at(settings, new):
     """Return what a method keeps where it learns `new`, between settings."""
     points = sorted(
