@@ -34,11 +34,13 @@ def test_no_digit_is_in_two_parts(seed, load):
     assert len(np.unique(digits, axis=0)) == len(digits) == 1797
 
 
-def test_the_defaults_are_among_the_rows_as_they_are(load):
+def test_the_optimizer_has_no_setting_but_reach(load):
     digits = load("digits")
-    found = digits.make_optimizer(digits.DEFAULTS, digits.make_model())
-    for name in ("rollback", "rollback_min", "power"):
-        assert getattr(found, name) == getattr(DualOpt(1e-3), name)
+    found = digits.OPTIMIZERS[digits.OURS](digits.make_model(), 1e-3)
+    assert f"reach={found.reach}" in digits.OURS
+    plain = DualOpt(1e-3, reach=found.reach)
+    depth = {"depth": found.get_config()["depth"]}
+    assert found.get_config() == plain.get_config() | depth
 
 
 def test_every_style_is_another_picture_of_the_same_digits(load):
@@ -53,47 +55,10 @@ def test_every_style_is_another_picture_of_the_same_digits(load):
     assert images.max() == 1
 
 
-def measured(new_validation, old_validation, new=0.0, old=0.0):
-    return [
-        {
-            "new_validation": new_validation,
-            "old_validation": old_validation,
-            "new": new,
-            "old": old,
-        }
-    ]
-
-
-@pytest.mark.parametrize("test_digits", [(0.0, 0.0), (99.0, 99.0)])
-def test_validation_digits_alone_choose_the_setting(test_digits, load):
+def test_the_last_lines_say_how_much_rate_and_length_decide(load, capsys):
+    cells = {(1e-3, 100): [(60.0, 90.0), (70.0, 80.0)], (1e-3, 300): [(40, 95)]}
     digits = load("digits")
-    adam, weak, strong, too_strong = settings = [
-        digits.Setting("Adam", "learning_rate", 1e-3),
-        *(digits.Setting("DualOpt", "rollback", v) for v in (1e-3, 1e-2, 0.1)),
-    ]
-    allowed = 94.0 - digits.ALLOWED_LOSS
-    results = {
-        adam: measured(94.0, 40.0),
-        weak: measured(93.9, 50.0),
-        strong: measured(allowed, 60.0),
-        too_strong: measured(allowed - 0.1, 90.0, *test_digits),
-    }
-    assert digits.choose(results, settings[1:], adam) == strong
-    assert digits.choose(results, [too_strong], adam) is None
-
-
-def test_dualopt_is_compared_with_adam_where_both_learn_the_same(load):
-    digits = load("digits")
-    fast, slow = adam = [
-        digits.Setting("Adam", "learning_rate", v) for v in (1e-3, 1e-4)
-    ]
-    between = digits.Setting("DualOpt", "rollback", 1e-2)
-    outside = digits.Setting("DualOpt", "rollback", 1.0)
-    results = {
-        fast: measured(0.0, 0.0, new=94.0, old=40.0),
-        slow: measured(0.0, 0.0, new=86.0, old=80.0),
-        between: measured(0.0, 0.0, new=92.0, old=60.0),
-        outside: measured(0.0, 0.0, new=80.0, old=95.0),
-    }
-    assert digits.kept_more(results, adam, between) == pytest.approx(10.0)
-    assert digits.kept_more(results, adam, outside) is None
+    found = digits.means({"Adam": cells})
+    digits.print_point(found)
+    said = capsys.readouterr().out
+    assert "keeps 40 to 65 %, and learns 85 to 95 %" in said

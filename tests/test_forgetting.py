@@ -208,6 +208,7 @@ def test_a_frozen_layer_does_not_move(load, problem):
         ("uniform", {"rollback": 0.04, "rollback_min": 0.04}),
         ("paper_power_4", {"rollback": 0.04, "power": 4.0}),
         ("reach", {"reach": 0.04}),
+        ("reach_held", {"reach": 0.04, "reach_max": 0.04}),
         ("relative_reach", {"reach": "4%"}),
         ("reach_rates", {"reach": 0.04, "shallow_rate": 0.1}),
     ],
@@ -353,6 +354,39 @@ def test_wise_ft_ends_between_start_and_trained_weights(load, problem):
         np.testing.assert_allclose(np.array(variable), before + 0.15, rtol=1e-5)
 
 
+def test_one_training_serves_all_settings_that_come_after_it(
+    load, problem, monkeypatch
+):
+    method, start = load("methods").METHODS["wise_ft"], load("problem").Start
+    weights = problem.reviewer.get_weights()
+    runs = [start(problem.task, weights, a, 1e-2, 0) for a in (0.25, 0.75)]
+    trainings, begin = [], load("loop").Loop.start
+    monkeypatch.setattr(
+        load("loop").Loop,
+        "start",
+        lambda *given: trainings.append(1) or begin(*given),
+    )
+    ends = [
+        values(problem.pretrained)[0] - np.array(problem.start[0])
+        for _ in problem.fine_tune(method, runs, (20,))
+    ]
+    assert len(trainings) == 1
+    assert np.abs(ends[0]).max() > 1e-3
+    np.testing.assert_allclose(ends[1], 3 * ends[0], rtol=1e-4, atol=1e-6)
+
+
+def test_every_seed_begins_from_the_encoder_as_it_came(load):
+    inputs = keras.Input((14, 14, 1))
+    features = keras.layers.Dense(4)(keras.layers.Flatten()(inputs))
+    backbone = keras.Model(inputs, features)
+    retrieval = load("problem").Retrieval(backbone, small_task(load))
+    came_with = backbone.get_weights()
+    backbone.set_weights([w + 1 for w in came_with])
+    for found in retrieval.pretrain((0, 1)).values():
+        for one, two in zip(found, came_with):
+            np.testing.assert_array_equal(one, two)
+
+
 def test_every_method_has_six_settings_or_none(load):
     for method in load("methods").METHODS.values():
         assert len(set(method.settings)) == (6 if method.knob else 1)
@@ -375,6 +409,20 @@ def test_a_store_goes_on_after_a_kill_in_the_middle_of_a_line(load, tmp_path):
     assert second.path.read_text() == whole
     with pytest.raises(ValueError, match="other columns"):
         store.Store("x", ["task"], ["steps", "kept"], tmp_path)
+
+
+def test_a_file_has_the_results_of_one_backend(load, tmp_path):
+    store = load("store").Store("x", ["seed"], ["kept"], tmp_path)
+    store.describe(seeds=[0])
+    store.add({"seed": 3}, [{"kept": 1.0}])
+    # A part of the seeds does not hide those that are there.
+    store.describe(seeds=[1])
+    about = json.loads(store.about.read_text())
+    assert about["seeds"] == [1, 3]
+    assert about["backend"] == BACKEND
+    store.about.write_text(json.dumps(about | {"backend": "another"}))
+    with pytest.raises(ValueError, match=r"on another, and .*--results"):
+        store.describe(seeds=[0])
 
 
 def test_validation_examples_alone_choose_a_setting(load, tmp_path):
@@ -462,7 +510,7 @@ def test_experiments_run_go_on_and_are_reported(
     asked = ["--quick", "--results", str(tmp_path), "--methods", *METHODS]
     main(["search", "dense", *asked])
     main(["trade_off", "dense", *asked, "--seeds", "2"])
-    for experiment in ("length", "tasks", "way_back", "cost"):
+    for experiment in ("length", "tasks", "way_back", "cost", "again"):
         main([experiment, "dense", *asked])
     main(["text", *asked])
     main(["scratch", *asked])
@@ -486,6 +534,8 @@ def test_experiments_run_go_on_and_are_reported(
         "## tweets",
         "## Cost, dense network",
         "| MNIST | reversed profile |",
+        # The same backend says the same, and more than one run was compared.
+        "| inverted, DualOpt, reach: kept |",
     ):
         assert said in printed
     for name in ("forgetting", "way_back_dense"):

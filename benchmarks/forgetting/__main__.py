@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from . import experiments
+from .again import again
 from .cost import cost
-from .experiments import LENGTHS, SEEDS, Options
+from .experiments import HEAVY, LENGTHS, SEEDS, Options
 from .methods import METHODS
 from .networks import NETWORKS
 from .scratch import scratch
@@ -22,6 +23,7 @@ EXPERIMENTS = {
     "scratch": (scratch, ["dense"]),
     "way_back": (way_back, ["dense"]),
     "cost": (cost, ["dense"]),
+    "again": (again, ["dense"]),
 }
 
 
@@ -33,24 +35,32 @@ def main(arguments=None):
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
     parser.add_argument("network", nargs="?", choices=[*NETWORKS, "minilm"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"{len(SEEDS)}, and fewer on {', '.join(HEAVY)}, where not given",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
         "--quick", action="store_true", help="see that it runs; learn nothing"
     )
     given = parser.parse_args(arguments)
-    options = Options(
-        folder=given.results,
-        methods=given.methods and tuple(given.methods),
-        seeds=tuple(range(given.seeds)),
-        quick=given.quick,
-    )
     if given.experiment == "report":
         from .report import report
 
         return report(given.results)
     experiment, networks = EXPERIMENTS[given.experiment]
     for network in [given.network] if given.network else networks:
+        seeds = HEAVY.get(network, SEEDS)
+        if given.seeds is not None:
+            seeds = tuple(range(given.seeds))
+        options = Options(
+            folder=given.results,
+            methods=given.methods and tuple(given.methods),
+            seeds=seeds,
+            quick=given.quick,
+        )
         experiment(network, options)
 
 

@@ -21,7 +21,10 @@ def store_of(network, folder):
 
 
 def cost(network, options):
-    """Time some hundred steps, the best of five, and count the state."""
+    """Time some hundred steps, the best of five, and count the state.
+
+    Of this process alone: other programs on the machine do not count.
+    """
     store = store_of(network, options.folder)
     store.describe(command=f"python -m benchmarks.forgetting cost {network}")
     task = load_task("mnist")
@@ -39,10 +42,10 @@ def cost(network, options):
         data = (new.inputs, new.labels, *method.data(problem, 0))
         times = []
         for _ in range(3 if options.quick else 6):
-            begun = time.perf_counter()
+            begun = time.process_time()
             loop.run(data, rows)
             np.array(problem.pretrained[0])
-            times.append(time.perf_counter() - begun)
+            times.append(time.process_time() - begun)
         state = sum(np.prod(v.shape) for v in loop.optimizer.variables)
         store.add(
             {"network": network, "method": name},

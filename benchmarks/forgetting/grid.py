@@ -14,7 +14,7 @@ from .tasks import load_task
 KEYS = ("network", "task", "method", "setting", "rate", "seed")
 MEASURES = ("kept_validation", "new_validation", "kept", "new", "moved")
 VALUES = ("steps", *MEASURES)
-# How many runs share a call; 15 where nothing else is said.
+# How many trainings share a call; 15 where nothing else is said.
 TOGETHER = {"minilm": 1}
 # Pretrained weights, the same for every experiment; made again if deleted.
 CACHE = Path("out/forgetting")
@@ -84,13 +84,21 @@ def _groups(runs):
         place = (run.network, run.task, run.method)
         together.setdefault(place, []).append(run)
     for place, group in together.items():
-        size = TOGETHER.get(place[0], 15)
-        for i in range(0, len(group), size):
-            yield place, group[i : i + size]
+        trainings, after = {}, METHODS[place[2]].after is not None
+        for i, run in enumerate(group):
+            # One training serves all settings that are used after it.
+            key = (run.seed, run.rate) if after else i
+            trainings.setdefault(key, []).append(run)
+        size, trainings = TOGETHER.get(place[0], 15), list(trainings.values())
+        for i in range(0, len(trainings), size):
+            parts = trainings[i : i + size]
+            yield place, [run for part in parts for run in part]
 
 
 def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
     """Return the weights of `problem.reviewer` by seed: from files, or new."""
+    if isinstance(problem, Retrieval):
+        return problem.pretrain(seeds)
     start = f"{network}-{problem.task.origin}"
     paths = {s: Path(cache) / f"{start}-{s}-{steps}.npz" for s in seeds}
     missing = [seed for seed, path in paths.items() if not path.exists()]

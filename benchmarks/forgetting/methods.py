@@ -51,7 +51,8 @@ class Method:
         loss: `(problem, setting)` to a loss of a batch.
         data: `(problem, seed)` to arrays with a row for each new example, that
             the loss takes after inputs and labels.
-        after: `(problem, setting)`: changes the weights after training.
+        after: `(problem, setting)`: changes the weights after training, and
+            is then all that the setting is for.
         sets_rate: Whether its setting is the learning rate.
         uses_old_data: Whether it sees data of the old problem.
     """
@@ -269,6 +270,7 @@ HELD = {"rollback": 1.0, "rollback_min": DEEPEST}
 UNIFORM = {"rollback": 1.0, "rollback_min": 1.0}
 PAPER = {"rollback": 1.0}
 REACH = {"reach": 1.0}
+REACH_HELD = {"reach": 1.0, "reach_max": 1.0}
 
 
 def by(strengths, **others):
@@ -420,6 +422,13 @@ METHODS = {
             by(PAPER, power=4.0),
         ),
         Method("reach", "DualOpt, reach", "reach", REACHES, by(REACH)),
+        Method(
+            "reach_held",
+            "reach, deepest layers held as well",
+            "reach",
+            REACHES,
+            by(REACH_HELD),
+        ),
         Method(
             "relative_reach",
             "DualOpt, reach in %",

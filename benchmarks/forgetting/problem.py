@@ -190,8 +190,9 @@ class Problem:
             points: Lengths of training, rising.
         """
         loop = self.loop_of(method)
-        runs, weighed = [], {}
-        for start in starts:
+        weighed, groups, runs = {}, self._alike(method, starts), []
+        for group in groups:
+            start = starts[group[0]]
             self._begin(start)
             if method.name == "ewc":
                 self._weigh_once(start.seed, weighed)
@@ -206,18 +207,30 @@ class Problem:
             for begin, end in zip((0, *points), points):
                 loop.run(data, rows, begin, end)
                 trained = [np.array(v) for v in self.pretrained]
-                yield len(runs), end, self._measure_after(method, start)
-                for variable, value in zip(self.pretrained, trained):
-                    variable.assign(value)
-            runs.append(None)
+                for i in group:
+                    yield i, end, self._measure_after(method, starts[i])
+                    for variable, value in zip(self.pretrained, trained):
+                        variable.assign(value)
         if BACKEND != "jax":
             return
         for begin, end in zip((0, *points), points):
             runs = loop.run_together(runs, begin, end)
-            for i, (start, run) in enumerate(zip(starts, runs)):
-                self._begin(start)
-                loop.put(run)
-                yield i, end, self._measure_after(method, start)
+            for group, run in zip(groups, runs):
+                for i in group:
+                    self._begin(starts[i])
+                    loop.put(run)
+                    yield i, end, self._measure_after(method, starts[i])
+
+    @staticmethod
+    def _alike(method, starts):
+        """Return the numbers of the runs that one training serves."""
+        groups = {}
+        for i, start in enumerate(starts):
+            # A setting that is used after training makes no other training.
+            setting = start.setting if method.after is None else None
+            key = (start.seed, start.rate, setting)
+            groups.setdefault(key, []).append(i)
+        return list(groups.values())
 
     def _weigh_once(self, seed, weighed):
         if seed not in weighed:
@@ -274,12 +287,17 @@ class Retrieval(Problem):
     Old parts have headlines first, then their articles in the same order.
     """
 
+    def __init__(self, backbone, task):
+        super().__init__(backbone, task)
+        # Read before anything is trained.
+        self._came_with = self.reviewer.get_weights()
+
     def _reviewer(self, inputs, features):
         return self.backbone
 
     def pretrain(self, seeds, steps=PRETRAINING_STEPS):
         """Return the weights that the encoder came with."""
-        return dict.fromkeys(seeds, self.reviewer.get_weights())
+        return dict.fromkeys(seeds, self._came_with)
 
     def known(self, part):
         """Return the share of headlines that find their article first."""

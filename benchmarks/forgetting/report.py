@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cost, scratch, trade_off, way_back
+from . import again, cost, scratch, trade_off, way_back
 from .experiments import LENGTHS, MORE_TASKS, RIVALS, TEXT, store_of
 from .intervals import in_words
 from .methods import METHODS
@@ -236,6 +236,10 @@ def report(folder=RESULTS, images=IMAGES):
                 f"ι₁ and γ, {network} network, {task}, kept / new",
                 trade_off.grid(network, task, folder),
             )
+        _say(
+            f"Two methods, {network} network",
+            trade_off.pairs(f"trade_off_{network}", TITLES, folder),
+        )
         _say(f"Cost, {network} network", cost_table(network, folder))
         way_back.picture(network, folder, images / f"way_back_{network}.png")
     methods = ("reach", "relative_reach")
@@ -248,3 +252,5 @@ def report(folder=RESULTS, images=IMAGES):
         for task in tasks:
             _say(task, trade_off.table(name, task, folder))
     _say("From scratch", scratch.table(folder))
+    for backend, lines in again.tables("dense", folder).items():
+        _say(f"Once more, on {backend}", lines)

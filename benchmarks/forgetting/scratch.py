@@ -76,16 +76,26 @@ METHODS = {
 }
 
 
-def store_of(folder):
+def store_of(folder, name="scratch_dense"):
     keys = ("data", "method", "decay", "seed")
-    return Store("scratch_dense", keys, ("validation", "test"), folder)
+    return Store(name, keys, ("validation", "test"), folder)
 
 
 def scratch(network, options):
     """Train from scratch with every method at every decay."""
-    store = store_of(options.folder)
-    store.describe(
+    measure(
+        store_of(options.folder),
+        network,
+        options,
+        DECAYS,
         command="python -m benchmarks.forgetting scratch",
+    )
+
+
+def measure(store, network, options, decays, **facts):
+    """Write into a store what it has not of every method at some decays."""
+    store.describe(
+        **facts,
         seeds=list(options.seeds),
         rate=RATE,
         steps=STEPS,
@@ -106,7 +116,7 @@ def scratch(network, options):
         for name, make in METHODS.items()
     }
     answer = answering(model)
-    decays = DECAYS[: 1 if options.quick else None]
+    decays = decays[: 1 if options.quick else None]
     places = [
         (data, seed, method)
         for seed in (options.seeds[:1] if options.quick else options.seeds)

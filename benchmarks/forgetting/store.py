@@ -77,7 +77,11 @@ class Store:
         self._done.add(self._key(run))
 
     def describe(self, **facts):
-        """Write what made the table: command, versions, and `facts`."""
+        """Write what made the table: command, versions, and `facts`.
+
+        Raises:
+            ValueError: If its rows were measured on another backend.
+        """
         versions = {"python": sys.version.split()[0]}
         for name in _VERSIONS:
             try:
@@ -88,10 +92,23 @@ class Store:
 
         import keras_dualopt
 
+        backend = keras.backend.backend()
+        if self.rows and self.about.exists():
+            before = json.loads(self.about.read_text())["backend"]
+            if before != backend:
+                raise ValueError(
+                    f"{self.path} was measured on {before}, and this is "
+                    f"{backend}. Set `KERAS_BACKEND={before}`, or choose "
+                    "another folder with `--results`."
+                )
         versions["keras_dualopt"] = keras_dualopt.__version__
+        if "seeds" in facts:
+            # A part of an experiment does not hide the seeds that were there.
+            there = {int(row["seed"]) for row in self.rows}
+            facts["seeds"] = sorted(there.union(facts["seeds"]))
         self.about.parent.mkdir(parents=True, exist_ok=True)
         about = {
-            "backend": keras.backend.backend(),
+            "backend": backend,
             "versions": versions,
             **facts,
         }

@@ -27,6 +27,16 @@ def hypervolume(points, reference=CHANCE):
     return 100 * area / (100 - reference) ** 2
 
 
+def reached(settings, seeds):
+    """Return the hypervolume of all settings of a method, by seed."""
+    return [
+        hypervolume(
+            [(rows[s]["kept"], rows[s]["new"]) for rows in settings.values()]
+        )
+        for s in seeds
+    ]
+
+
 def read(store, task):
     """Return {method: {setting: {seed: its row}}} of one task.
 
@@ -88,10 +98,10 @@ def table(name, task, folder, against="reach"):
     best = best_new(found)
     lines = [
         "| method | setting | kept | new | kept − reach's | new − reach's | "
-        "kept, chosen on new data alone | new | hypervolume |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "kept, chosen on new data alone | new | hypervolume | − reach's |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    ours = found.get(against)
+    ours = theirs = found.get(against)
     ours = ours and ours[choose(ours, best)]
     for name, method in METHODS.items():
         if name not in found:
@@ -105,24 +115,55 @@ def table(name, task, folder, against="reach"):
                 in_words([own[s][key] - ours[s][key] for s in own])
                 for key in ("kept", "new")
             ]
-        volumes = [
-            hypervolume(
-                [
-                    (rows[s]["kept"], rows[s]["new"])
-                    for rows in settings.values()
-                ]
-            )
-            for s in own
-        ]
+        volumes = reached(settings, own)
+        more = ""
+        if ours and name != against:
+            more = in_words(np.subtract(volumes, reached(theirs, own)))
         mark = " (uses old data)" if method.uses_old_data else ""
         knob = f"{method.knob} {setting:g}" if method.knob else ""
         lines.append(
             f"| {method.label}{mark} | {knob} | {mean(own, 'kept'):.1f} | "
             f"{mean(own, 'new'):.1f} | {differences[0]} | {differences[1]} | "
             f"{mean(blind, 'kept'):.1f} | {mean(blind, 'new'):.1f} | "
-            f"{in_words(volumes)} |"
+            f"{in_words(volumes)} | {more} |"
         )
     return lines
+
+
+# What goes together with `reach`, beside what it goes with and the best rival.
+PAIRS = (
+    ("reach_rates", "layerwise"),
+    ("reach_rates", "l2_sp"),
+    ("reach_replay", "replay"),
+)
+
+
+def pairs(name, tasks, folder):
+    """Return the lines of a table: two methods at their chosen settings."""
+    lines = [
+        "| task | method | against | kept | new | hypervolume |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in tasks:
+        found = read(store_of(name, folder), task)
+        for pair in PAIRS:
+            if not set(pair) <= set(found):
+                continue
+            settings = [found[method] for method in pair]
+            one, two = (own[choose(own, best_new(found))] for own in settings)
+            differences = [
+                np.subtract(
+                    *([rows[s][key] for s in one] for rows in (one, two))
+                )
+                for key in ("kept", "new")
+            ]
+            volumes = np.subtract(*(reached(own, one) for own in settings))
+            labels = (METHODS[method].label for method in pair)
+            lines.append(
+                f"| {task} | {' | '.join(labels)} | "
+                f"{' | '.join(map(in_words, [*differences, volumes]))} |"
+            )
+    return lines if len(lines) > 2 else []
 
 
 def kept_at(settings, new):

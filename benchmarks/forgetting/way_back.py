@@ -130,7 +130,8 @@ def picture(network, folder, path):
                     label=METHODS[method].label,
                 )
             axis.grid(alpha=0.25)
-            axis.set_title(f"{task}: {measure}", fontsize=9)
+            what = "rms of θ − θ₀" if measure == "distance" else measure
+            axis.set_title(f"{task}: {what}", fontsize=9)
         row[0].set_yscale("log")
     for axis, text in zip(
         axes[-1],
@@ -141,7 +142,13 @@ def picture(network, folder, path):
         ),
     ):
         axis.set_xlabel(text, fontsize=9)
-    axes[0, 0].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="lower center",
+        ncols=len(METHODS),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path, dpi=120)
     return True
