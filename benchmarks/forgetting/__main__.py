@@ -10,6 +10,7 @@ from .methods import METHODS
 from .networks import NETWORKS
 from .scratch import scratch
 from .store import RESULTS
+from .vision import VISION
 from .way_back import way_back
 
 # What each does, and the networks it is for.
@@ -20,6 +21,7 @@ EXPERIMENTS = {
     "tasks": (experiments.tasks, ["dense"]),
     "text": (experiments.text, ["minilm"]),
     "scratch": (scratch, ["dense"]),
+    "scenes": (experiments.scenes, list(VISION)),
     "way_back": (way_back, ["dense"]),
     "cost": (cost, ["dense"]),
 }
@@ -31,7 +33,7 @@ def main(arguments=None):
         description="Measure what fine-tuning keeps and learns.",
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
-    parser.add_argument("network", nargs="?", choices=[*NETWORKS, "minilm"])
+    parser.add_argument("network", nargs="?", choices=[*NETWORKS, *VISION, "minilm"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS)

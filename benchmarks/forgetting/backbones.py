@@ -5,6 +5,7 @@ import keras
 from .efficientnet_lite import efficientnet_lite0
 from .minilm import text_encoder
 from .networks import NETWORKS
+from .vision import VISION
 
 # Pretrained elsewhere; the small ones of `NETWORKS` learn clothes here first.
 PRETRAINED = {
@@ -18,7 +19,7 @@ def load_backbone(name):
 
     Args:
         name: One of `NETWORKS` (not pretrained: `Problem.pretrain` does it)
-            or of `PRETRAINED`; or a model of one's own, a KerasHub
+            or `VISION` (the same), or of `PRETRAINED`; or a model of one's own, a KerasHub
             `from_preset` model say, which is returned as it is.
 
     Raises:
@@ -27,7 +28,7 @@ def load_backbone(name):
     """
     if isinstance(name, keras.Model):
         return name
-    networks = NETWORKS | PRETRAINED
+    networks = NETWORKS | VISION | PRETRAINED
     if name not in networks:
         raise ValueError(
             f"`name` must be one of {', '.join(networks)}, or a Keras model. "

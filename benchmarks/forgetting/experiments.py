@@ -48,6 +48,23 @@ TEXT_SETTINGS = {
     "wise_ft": (0.3, 0.5, 0.8),
     "reach": (0.003, 0.01, 0.03),
 }
+# The networks that answer for places in an image, four settings a method.
+SCENES = {
+    "segformer": "scenes_maps",
+    "retinanet": "scenes_boxes",
+    "sam": "scenes_masks",
+}
+SCENES_LENGTH = 200
+SCENES_SETTINGS = {
+    "adam_rates": (3e-5, 1e-4, 3e-4, 1e-3),
+    "layerwise": (0.3, 0.1, 0.03, 0.01),
+    "l2_sp": (0.01, 0.1, 1.0, 10.0),
+    "wise_ft": (0.2, 0.4, 0.6, 0.8),
+    "replay": (0.1, 0.3, 1.0, 3.0),
+    "uniform": (0.005, 0.02, 0.05, 0.1),
+    "paper": (0.005, 0.02, 0.05, 0.1),
+    "reach": (0.01, 0.02, 0.05, 0.1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +142,19 @@ def text(network, options):
         for setting in TEXT_SETTINGS[method][: 1 if options.quick else None]
     ]
     _run("text", network, options, runs, (TEXT_LENGTH,), seeds=options.seeds)
+
+
+def scenes(network, options):
+    """Fine-tune a network that segments or detects, four settings a method."""
+    runs = [
+        Run(network, SCENES[network], method, setting, RATE, seed)
+        for seed in (options.seeds[:1] if options.quick else options.seeds)
+        for method in options.chosen(SCENES_SETTINGS)
+        for setting in SCENES_SETTINGS[method][: 1 if options.quick else None]
+    ]
+    _run(
+        "scenes", network, options, runs, (SCENES_LENGTH,), seeds=options.seeds
+    )
 
 
 def choices(network, folder=RESULTS):

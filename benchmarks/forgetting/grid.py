@@ -7,15 +7,16 @@ import numpy as np
 
 from .backbones import load_backbone
 from .methods import METHODS
-from .problem import PRETRAINING_STEPS, Problem, Retrieval, Start
+from .problem import Problem, Retrieval, Start
 from .store import Progress
 from .tasks import load_task
+from .vision import PROBLEMS
 
 KEYS = ("network", "task", "method", "setting", "rate", "seed")
 MEASURES = ("kept_validation", "new_validation", "kept", "new", "moved")
 VALUES = ("steps", *MEASURES)
 # How many runs share a call; 15 where nothing else is said.
-TOGETHER = {"minilm": 1}
+TOGETHER = {"minilm": 1} | dict.fromkeys(PROBLEMS, 1)
 # Pretrained weights, the same for every experiment; made again if deleted.
 CACHE = Path("out/forgetting")
 
@@ -32,7 +33,7 @@ class Run:
     seed: int
 
 
-def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
+def run_grid(store, runs, points, pretraining=None, cache=CACHE):
     """Make the runs that a store has not, and write them into it.
 
     Args:
@@ -40,7 +41,8 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         runs: Each a `Run`.
         points: Lengths of training to measure at: one run has them all,
             since the learning rate is constant.
-        pretraining: How many steps the old problem is learned for.
+        pretraining: How many steps the old problem is learned for; as many as
+            the problem says where it is `None`.
         cache: The folder for pretrained weights.
     """
     missing = [r for r in runs if not store.has(**dataclasses.asdict(r))]
@@ -54,7 +56,8 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         # Tasks of the same shape share what is compiled.
         shape = (network, task.shared_head, task.old_classes, task.new_classes)
         if shape not in problems:
-            kind = Retrieval if network == "minilm" else Problem
+            kind = PROBLEMS.get(network, Problem)
+            kind = Retrieval if network == "minilm" else kind
             problems[shape] = kind(load_backbone(network), task)
         problem = problems[shape]
         problem.task = task
@@ -89,8 +92,9 @@ def _groups(runs):
             yield place, group[i : i + size]
 
 
-def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
+def pretrained(problem, network, seeds, steps=None, cache=CACHE):
     """Return the weights of `problem.reviewer` by seed: from files, or new."""
+    steps = problem.pretraining_steps if steps is None else steps
     start = f"{network}-{problem.task.origin}"
     paths = {s: Path(cache) / f"{start}-{s}-{steps}.npz" for s in seeds}
     missing = [seed for seed, path in paths.items() if not path.exists()]

@@ -53,6 +53,13 @@ class Problem:
         head: What was not pretrained, for `DualOpt.bind`.
     """
 
+    batch_size = BATCH_SIZE
+    pretraining_steps = PRETRAINING_STEPS
+    # Whether layers behave while training as Keras has them do then.
+    training = True
+    # `(labels, answer)` to a loss.
+    loss = staticmethod(cross_entropy)
+
     def __init__(self, backbone, task):
         self.backbone, self.task = backbone, task
         inputs = backbone.input
@@ -94,7 +101,7 @@ class Problem:
         )
         return keras.Model(inputs, self.old_head(features))
 
-    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
+    def pretrain(self, seeds, steps):
         """Learn the old problem; return all weights of `reviewer` by seed."""
         old = self.task.old["train"]
         data, first = (old.inputs, old.labels), steps * 4 // 5
@@ -104,16 +111,16 @@ class Problem:
                 lambda rate, setting: keras.optimizers.Adam(rate),
                 self.reviewer.trainable_variables,
                 lambda setting: (
-                    lambda x, y: cross_entropy(
-                        y, self.reviewer(x, training=True)
+                    lambda x, y: self.loss(
+                        y, self.reviewer(x, training=self.training)
                     )
                 ),
             ),
         )
         learned, runs = {}, []
         for seed in seeds:
-            set_fresh(self.reviewer, seed)
-            rows = batches(len(old), steps, BATCH_SIZE, seed)
+            self.begin_pretraining(seed)
+            rows = batches(len(old), steps, self.batch_size, seed)
             loop.start(PRETRAINING_RATE)
             if BACKEND == "jax":
                 runs.append(loop.taken(data, rows))
@@ -133,6 +140,10 @@ class Problem:
             loop.put(run)
             learned[seed] = self.reviewer.get_weights()
         return learned
+
+    def begin_pretraining(self, seed):
+        """Set weights at random."""
+        set_fresh(self.reviewer, seed)
 
     def begin(self, weights, seed):
         """Set the pretrained weights, and a new output layer at random."""
@@ -199,7 +210,7 @@ class Problem:
             loop.start(rate, start.setting)
             new = self.task.new["train"]
             data = (new.inputs, new.labels, *method.data(self, start.seed))
-            rows = batches(len(new), points[-1], BATCH_SIZE, start.seed)
+            rows = batches(len(new), points[-1], self.batch_size, start.seed)
             if BACKEND == "jax":
                 runs.append(loop.taken(data, rows))
                 continue
@@ -277,7 +288,7 @@ class Retrieval(Problem):
     def _reviewer(self, inputs, features):
         return self.backbone
 
-    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
+    def pretrain(self, seeds, steps):
         """Return the weights that the encoder came with."""
         return dict.fromkeys(seeds, self.reviewer.get_weights())
 
@@ -289,15 +300,19 @@ class Retrieval(Problem):
 
     def answer(self, model, inputs):
         """Return a model's output, a hundred texts at a time."""
-        parts = np.split(inputs, range(100, len(inputs), 100))
-        answer = super().answer
-        return np.concatenate([answer(model, part) for part in parts])
+        return in_parts(functools.partial(super().answer, model), inputs, 100)
 
 
 def accuracy(answer, part):
     """Return the share of examples named rightly, in percent."""
     named = answer(part.inputs).argmax(axis=-1)
     return 100 * float(np.mean(named == part.labels))
+
+
+def in_parts(answer, inputs, size):
+    """Return an answer to all inputs that is found for `size` at a time."""
+    parts = np.split(inputs, range(size, len(inputs), size))
+    return np.concatenate([answer(part) for part in parts])
 
 
 def answering(model):
