@@ -33,7 +33,9 @@ def main(arguments=None):
         description="Measure what fine-tuning keeps and learns.",
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
-    parser.add_argument("network", nargs="?", choices=[*NETWORKS, *VISION, "minilm"])
+    parser.add_argument(
+        "network", nargs="?", choices=[*NETWORKS, *VISION, "minilm"]
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS)

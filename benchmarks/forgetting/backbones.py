@@ -18,9 +18,10 @@ def load_backbone(name):
     """Return a Keras model from inputs to features.
 
     Args:
-        name: One of `NETWORKS` (not pretrained: `Problem.pretrain` does it)
-            or `VISION` (the same), or of `PRETRAINED`; or a model of one's own, a KerasHub
-            `from_preset` model say, which is returned as it is.
+        name: One of `NETWORKS` or `VISION` (not pretrained:
+            `Problem.pretrain` does it) or of `PRETRAINED`; or a model of one's
+            own, a KerasHub `from_preset` model say, which is returned as it
+            is.
 
     Raises:
         ValueError: If there is no such network.

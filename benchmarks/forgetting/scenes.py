@@ -113,14 +113,19 @@ def outline(kind, center, radius, turn):
     )
 
 
-def draw(count, folders, seed, inverted=False, test=False):
+# Of red, green and blue: what shapes and ground have left.
+RED, BLUE = np.float32([1, 0.6, 0.3]), np.float32([0.3, 0.6, 1])
+
+
+def draw(count, folders, seed, tinted=False, test=False):
     """Return `Scenes`: light shapes, standing on a side, on dark ground.
 
     Args:
         count: How many.
         folders: Of `textures`.
         seed: The same scenes for the same seed.
-        inverted: Dark shapes on light ground instead, standing on a corner.
+        tinted: Red shapes on blue ground instead, standing on a corner, both
+            as light as they come.
         test: Of `textures`.
     """
     cuts, random = textures(tuple(folders), test), np.random.default_rng(seed)
@@ -130,12 +135,13 @@ def draw(count, folders, seed, inverted=False, test=False):
     kinds = np.full((count, MOST), -1, "int32")
     masks = np.zeros((count, MOST, SIDE, SIDE), bool)
     for i in range(count):
-        images[i] = _shaded(random, cuts, light=inverted)
+        cut = _cut(random, cuts)
+        images[i] = cut * BLUE if tinted else cut / 2
         for shape in range(random.integers(1, MOST + 1)):
             kind = random.integers(len(KINDS))
             radius = random.uniform(8, 14)
             turn = random.uniform(-15, 15)
-            if inverted:
+            if tinted:
                 turn += 180 / {"square": 4, "triangle": 3}.get(KINDS[kind], 1)
             seen = outline(
                 KINDS[kind],
@@ -148,7 +154,8 @@ def draw(count, folders, seed, inverted=False, test=False):
             if np.any(left.sum((1, 2)) < 0.4 * masks[i].sum((1, 2))):
                 continue
             masks[i], masks[i, shape], kinds[i, shape] = left, seen, kind
-            filling = _shaded(random, cuts, light=not inverted)
+            cut = _cut(random, cuts)
+            filling = cut * RED if tinted else (1 + cut) / 2
             images[i] = np.where(seen[..., None], filling, images[i])
             maps[i][seen] = 1 + kind
         for shape in np.flatnonzero(kinds[i] >= 0):
@@ -162,7 +169,6 @@ def draw(count, folders, seed, inverted=False, test=False):
     return Scenes(images, maps, boxes, kinds, masks)
 
 
-def _shaded(random, cuts, light):
-    """Return a cut, mirrored or not, in the lighter or the darker half."""
-    cut = cuts[random.integers(len(cuts))][:, :: random.choice([-1, 1])]
-    return cut / 2 + (0.5 if light else 0)
+def _cut(random, cuts):
+    """Return one of the cuts, mirrored or not."""
+    return cuts[random.integers(len(cuts))][:, :: random.choice([-1, 1])]

@@ -393,23 +393,23 @@ def _masks(drawn):
 
 
 @functools.cache
-def _drawn(name, seed, inverted):
-    textures = NEW_TEXTURES if inverted else OLD_TEXTURES
-    count = (NEW_SCENES if inverted else SCENES)[name]
+def _drawn(name, seed, new):
+    textures = NEW_TEXTURES if new else OLD_TEXTURES
+    count = (NEW_SCENES if new else SCENES)[name]
     # No scene of a seed is one of another's, nor one of another part.
-    seed = [seed, list(SCENES).index(name), inverted]
-    return scenes.draw(count, textures, seed, inverted, name != "train")
+    seed = [seed, list(SCENES).index(name), new]
+    return scenes.draw(count, textures, seed, new, name != "train")
 
 
 def _scenes(labelled, seed):
-    """Return shapes on dark ground, then dark shapes on light ground.
+    """Return light shapes on dark ground, then red ones on blue ground.
 
     Args:
         labelled: `Scenes` to a `Part`.
         seed: Of the new training and validation scenes.
     """
     return Task(
-        "light shapes → dark ones that stand on a corner",
+        "light shapes → red ones that stand on a corner",
         {name: labelled(_drawn(name, 0, False)) for name in SCENES},
         {
             name: labelled(_drawn(name, seed if name != "test" else 0, True))

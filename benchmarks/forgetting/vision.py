@@ -81,15 +81,9 @@ def retinanet():
             aspect_ratios=[1.0],
             anchor_size=2.0,
         ),
-        prediction_decoder=layers.NonMaxSuppression(
-            bounding_box_format="xyxy",
-            from_logits=True,
-            confidence_threshold=0.05,
-            max_detections=10,
-        ),
         num_classes=len(KINDS),
         bounding_box_format="xyxy",
-        pre_logits_num_conv_layers=1,
+        pre_logits_num_conv_layers=0,
         preprocessor=None,
         name="retinanet",
     )
@@ -206,9 +200,14 @@ class Segmentation(Problem):
 class Detection(Segmentation):
     """Boxes and kinds; measured by the mean average precision at IoU 0.5."""
 
+    batch_size = 4
+    pretraining_steps = 2500
+
     def __init__(self, backbone, task):
         super().__init__(backbone, task)
         self.detector = backbone.get_layer("retinanet")
+        image = ops.zeros((1, SIDE, SIDE, 3))
+        self.anchors = self.detector.anchor_generator(image)["P3"]
 
     def loss(self, labels, answer):
         """Return RetinaNet's own loss."""
@@ -224,21 +223,17 @@ class Detection(Segmentation):
 
     def accuracy(self, model, part):
         """Return the mean average precision in percent."""
-        answer = ops.convert_to_tensor(self.answer(model, part.inputs))
-        found = self.detector.decode_predictions(
-            {
-                "bbox_regression": answer[..., :4],
-                "cls_logits": answer[..., 4:],
-            },
-            ops.convert_to_tensor(part.inputs),
+        answer = self.answer(model, part.inputs)
+        boxes = keras.utils.bounding_boxes.decode_deltas_to_boxes(
+            anchors=self.anchors,
+            boxes_delta=ops.convert_to_tensor(answer[..., :4]),
+            encoded_format="center_xywh",
+            anchor_format="xyxy",
+            box_format="xyxy",
+            image_shape=(SIDE, SIDE, 3),
         )
-        found = {
-            key: ops.convert_to_numpy(value) for key, value in found.items()
-        }
         return 100 * mean_average_precision(
-            found["boxes"],
-            found["labels"],
-            found["confidence"],
+            *strongest(ops.convert_to_numpy(boxes), answer[..., 4:]),
             part.labels[..., :4] * SIDE,
             part.labels[..., 4],
         )
@@ -246,6 +241,9 @@ class Detection(Segmentation):
 
 class Instances(Segmentation):
     """The mask of the shape in a box; measured by the mean IoU of masks."""
+
+    batch_size = 4
+    pretraining_steps = 2500
 
     @staticmethod
     def loss(labels, answer):
@@ -266,6 +264,37 @@ class Instances(Segmentation):
         return 100 * float(np.mean(common / np.sum(seen | mask, axis=(1, 2))))
 
 
+def _overlaps(boxes, others):
+    """Return the IoU of each box with each other one, image by image."""
+    return ops.convert_to_numpy(
+        keras.utils.bounding_boxes.compute_iou(boxes, others, "xyxy")
+    )
+
+
+def strongest(boxes, logits, most=10):
+    """Return the boxes, kinds and scores that overlaps do not rule out.
+
+    What KerasHub's `NonMaxSuppression` does, for all images at once: its own
+    takes seconds where this takes milliseconds.
+
+    Args:
+        boxes: Images × boxes × 4.
+        logits: Images × boxes × kinds.
+        most: How many boxes of an image may remain.
+    """
+    kinds, scores = logits.argmax(axis=-1), logits.max(axis=-1)
+    overlaps, rows = _overlaps(boxes, boxes), np.arange(len(boxes))
+    free = np.where(scores > np.log(0.05 / 0.95), scores, -np.inf)
+    chosen = []
+    for _ in range(most):
+        best = free.argmax(axis=1)
+        kind = np.where(np.isfinite(free[rows, best]), kinds[rows, best], -1)
+        chosen.append((boxes[rows, best], kind, scores[rows, best]))
+        free[overlaps[rows, best] > 0.5] = -np.inf
+        free[rows, best] = -np.inf
+    return [np.stack(parts, axis=1) for parts in zip(*chosen)]
+
+
 def mean_average_precision(boxes, labels, scores, true_boxes, true_labels):
     """Return the mean over the kinds of the area under precision and recall.
 
@@ -280,10 +309,7 @@ def mean_average_precision(boxes, labels, scores, true_boxes, true_labels):
         true_boxes: Images × shapes × 4.
         true_labels: Images × shapes: kinds, -1 where there is no shape.
     """
-    overlaps = ops.convert_to_numpy(
-        keras.utils.bounding_boxes.compute_iou(boxes, true_boxes, "xyxy")
-    )
-    precisions = []
+    overlaps, precisions = _overlaps(boxes, true_boxes), []
     for kind in np.unique(true_labels[true_labels >= 0]):
         wanted = true_labels == kind
         found = np.zeros(wanted.shape, bool)
