@@ -180,6 +180,8 @@ class Segmentation(Problem):
             if variable.trainable:
                 value = random.permuted(value.ravel()).reshape(value.shape)
             variable.assign(value)
+        # Here alone something is dropped, which torch draws by itself.
+        keras.utils.set_random_seed(seed)
         first = ops.convert_to_tensor(self.task.old["train"].inputs[:32])
         for _ in range(30):
             self.reviewer(first, training=True)
