@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 
 from . import experiments
+from .backbones import HUB, PRETRAINED
 from .cost import cost
 from .experiments import LENGTHS, SEEDS, Options
 from .methods import METHODS
 from .networks import NETWORKS
 from .scratch import scratch
 from .store import RESULTS
-from .vision import VISION
 from .way_back import way_back
 
 # What each does, and the networks it is for.
@@ -21,7 +21,7 @@ EXPERIMENTS = {
     "tasks": (experiments.tasks, ["dense"]),
     "text": (experiments.text, ["minilm"]),
     "scratch": (scratch, ["dense"]),
-    "scenes": (experiments.scenes, list(VISION)),
+    "scenes": (experiments.scenes, experiments.SCENES),
     "way_back": (way_back, ["dense"]),
     "cost": (cost, ["dense"]),
 }
@@ -34,7 +34,7 @@ def main(arguments=None):
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
     parser.add_argument(
-        "network", nargs="?", choices=[*NETWORKS, *VISION, "minilm"]
+        "network", nargs="?", choices=[*NETWORKS, *HUB, *PRETRAINED]
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N")

@@ -135,23 +135,13 @@ def tasks(network, options):
 
 def text(network, options):
     """Fine-tune a text encoder, three settings of each method."""
-    runs = [
-        Run(network, "tweets", method, setting, TEXT_RATE, seed)
-        for seed in (options.seeds[:1] if options.quick else options.seeds)
-        for method in options.chosen(TEXT_SETTINGS)
-        for setting in TEXT_SETTINGS[method][: 1 if options.quick else None]
-    ]
+    runs = _given(network, options, TEXT, TEXT_SETTINGS, TEXT_RATE)
     _run("text", network, options, runs, (TEXT_LENGTH,), seeds=options.seeds)
 
 
 def scenes(network, options):
     """Fine-tune a network that segments or detects, three settings a method."""
-    runs = [
-        Run(network, SCENES[network], method, setting, RATE, seed)
-        for seed in (options.seeds[:1] if options.quick else options.seeds)
-        for method in options.chosen(SCENES_SETTINGS)
-        for setting in SCENES_SETTINGS[method][: 1 if options.quick else None]
-    ]
+    runs = _given(network, options, [SCENES[network]], SCENES_SETTINGS, RATE)
     _run(
         "scenes",
         network,
@@ -161,6 +151,16 @@ def scenes(network, options):
         quick=(5, 10),
         seeds=options.seeds,
     )
+
+
+def _given(network, options, tasks, settings, rate):
+    return [
+        Run(network, task, method, setting, rate, seed)
+        for task in tasks
+        for seed in (options.seeds[:1] if options.quick else options.seeds)
+        for method in options.chosen(settings)
+        for setting in settings[method][: 1 if options.quick else None]
+    ]
 
 
 def choices(network, folder=RESULTS):

@@ -7,7 +7,7 @@ import numpy as np
 
 from .backbones import load_backbone
 from .methods import METHODS
-from .problem import Problem, Retrieval, Start
+from .problem import PRETRAINING_STEPS, Problem, Retrieval, Start
 from .store import Progress
 from .tasks import load_task
 from .vision import PROBLEMS
@@ -17,6 +17,10 @@ MEASURES = ("kept_validation", "new_validation", "kept", "new", "moved")
 VALUES = ("steps", *MEASURES)
 # How many runs share a call; 15 where nothing else is said.
 TOGETHER = {"minilm": 1} | dict.fromkeys(PROBLEMS, 1)
+# Kinds of problems that not all networks have.
+KINDS = {"minilm": Retrieval} | PROBLEMS
+# A step takes long, and the old scenes are soon known.
+PRETRAINING = {"segformer": 2500, "retinanet": 2000, "sam": 2000}
 # Pretrained weights, the same for every experiment; made again if deleted.
 CACHE = Path("out/forgetting")
 
@@ -41,8 +45,8 @@ def run_grid(store, runs, points, pretraining=None, cache=CACHE):
         runs: Each a `Run`.
         points: Lengths of training to measure at: one run has them all,
             since the learning rate is constant.
-        pretraining: How many steps the old problem is learned for; as many as
-            the problem says where it is `None`.
+        pretraining: How many steps the old problem is learned for; `None`: as
+            long as is usual for the network.
         cache: The folder for pretrained weights.
     """
     missing = [r for r in runs if not store.has(**dataclasses.asdict(r))]
@@ -55,13 +59,13 @@ def run_grid(store, runs, points, pretraining=None, cache=CACHE):
         task = tasks[group[0].seed]
         # Tasks of the same shape share what is compiled.
         shape = (network, task.shared_head, task.old_classes, task.new_classes)
+        kind = KINDS.get(network, Problem)
         if shape not in problems:
-            kind = PROBLEMS.get(network, Problem)
-            kind = Retrieval if network == "minilm" else kind
             problems[shape] = kind(load_backbone(network), task)
         problem = problems[shape]
         problem.task = task
-        weights = pretrained(problem, network, tasks, pretraining, cache)
+        steps = pretraining or PRETRAINING.get(network, PRETRAINING_STEPS)
+        weights = pretrained(problem, network, tasks, steps, cache)
         starts = [
             Start(tasks[r.seed], weights[r.seed], r.setting, r.rate, r.seed)
             for r in group
@@ -92,9 +96,8 @@ def _groups(runs):
             yield place, group[i : i + size]
 
 
-def pretrained(problem, network, seeds, steps=None, cache=CACHE):
+def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
     """Return the weights of `problem.reviewer` by seed: from files, or new."""
-    steps = problem.pretraining_steps if steps is None else steps
     start = f"{network}-{problem.task.origin}"
     paths = {s: Path(cache) / f"{start}-{s}-{steps}.npz" for s in seeds}
     missing = [seed for seed, path in paths.items() if not path.exists()]

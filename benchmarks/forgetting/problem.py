@@ -53,8 +53,7 @@ class Problem:
         head: What was not pretrained, for `DualOpt.bind`.
     """
 
-    batch_size = BATCH_SIZE
-    pretraining_steps = PRETRAINING_STEPS
+    batch = BATCH_SIZE
     # Whether layers behave while training as Keras has them do then.
     training = True
     # `(labels, answer)` to a loss.
@@ -101,7 +100,7 @@ class Problem:
         )
         return keras.Model(inputs, self.old_head(features))
 
-    def pretrain(self, seeds, steps):
+    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
         """Learn the old problem; return all weights of `reviewer` by seed."""
         old = self.task.old["train"]
         data, first = (old.inputs, old.labels), steps * 4 // 5
@@ -120,7 +119,7 @@ class Problem:
         learned, runs = {}, []
         for seed in seeds:
             self.begin_pretraining(seed)
-            rows = batches(len(old), steps, self.batch_size, seed)
+            rows = batches(len(old), steps, self.batch, seed)
             loop.start(PRETRAINING_RATE)
             if BACKEND == "jax":
                 runs.append(loop.taken(data, rows))
@@ -210,7 +209,7 @@ class Problem:
             loop.start(rate, start.setting)
             new = self.task.new["train"]
             data = (new.inputs, new.labels, *method.data(self, start.seed))
-            rows = batches(len(new), points[-1], self.batch_size, start.seed)
+            rows = batches(len(new), points[-1], self.batch, start.seed)
             if BACKEND == "jax":
                 runs.append(loop.taken(data, rows))
                 continue
@@ -288,7 +287,7 @@ class Retrieval(Problem):
     def _reviewer(self, inputs, features):
         return self.backbone
 
-    def pretrain(self, seeds, steps):
+    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
         """Return the weights that the encoder came with."""
         return dict.fromkeys(seeds, self.reviewer.get_weights())
 
@@ -300,19 +299,15 @@ class Retrieval(Problem):
 
     def answer(self, model, inputs):
         """Return a model's output, a hundred texts at a time."""
-        return in_parts(functools.partial(super().answer, model), inputs, 100)
+        parts = np.split(inputs, range(100, len(inputs), 100))
+        answer = super().answer
+        return np.concatenate([answer(model, part) for part in parts])
 
 
 def accuracy(answer, part):
     """Return the share of examples named rightly, in percent."""
     named = answer(part.inputs).argmax(axis=-1)
     return 100 * float(np.mean(named == part.labels))
-
-
-def in_parts(answer, inputs, size):
-    """Return an answer to all inputs that is found for `size` at a time."""
-    parts = np.split(inputs, range(size, len(inputs), size))
-    return np.concatenate([answer(part) for part in parts])
 
 
 def answering(model):

@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from .packages import STAMPS, debian_package, python_module
+from .packages import STAMPS, debian_package, imported
 
 SIDE = 48
 KINDS = ("circle", "square", "triangle")
@@ -52,7 +52,7 @@ def textures(folders, test):
         folders: Which of the package's folders to take them from.
         test: Every fourth photograph is for validation and tests alone.
     """
-    image = python_module("PIL.Image", "pillow")
+    open_image = imported("PIL.Image", "pillow").open
     root = debian_package("usr/share/tuxpaint/stamps", STAMPS)
     random = np.random.default_rng(0)
     paths = [
@@ -65,7 +65,7 @@ def textures(folders, test):
     for i, path in enumerate(paths):
         if (i % 4 == 0) != test:
             continue
-        picture = image.open(path).convert("RGBA")
+        picture = open_image(path).convert("RGBA")
         picture.thumbnail((LARGEST, LARGEST))
         pixels = np.asarray(picture)
         corners = np.argwhere(_opaque(pixels[..., 3] == 255))

@@ -14,13 +14,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from .packages import python_module
-from .problem import Problem, in_parts
+from .packages import imported
+from .problem import Problem
 from .scenes import CLASSES, KINDS, SIDE
 
 
 def _hub():
-    return python_module("keras_hub", "keras-hub")
+    return imported("keras_hub", "keras-hub")
 
 
 # --- networks --------------------------------------------------------------
@@ -151,17 +151,13 @@ def sam():
     return keras.Model(inputs, answer["masks"][:, 0])
 
 
-VISION = {"segformer": segformer, "retinanet": retinanet, "sam": sam}
-
-
 # --- problems --------------------------------------------------------------
 
 
 class Segmentation(Problem):
     """A name for every pixel; measured by the mean IoU over the classes."""
 
-    batch_size = 8
-    pretraining_steps = 4000
+    batch = 8
     training = False
 
     def __init__(self, backbone, task):
@@ -186,11 +182,6 @@ class Segmentation(Problem):
         for _ in range(30):
             self.reviewer(first, training=True)
 
-    def answer(self, model, inputs):
-        """Return a model's output, found for fifty images at a time."""
-        answer = super().answer
-        return in_parts(lambda part: answer(model, part), inputs, 50)
-
     def accuracy(self, model, part):
         """Return the mean IoU in percent."""
         measured = keras.metrics.MeanIoU(CLASSES)
@@ -202,8 +193,7 @@ class Segmentation(Problem):
 class Detection(Segmentation):
     """Boxes and kinds; measured by the mean average precision at IoU 0.5."""
 
-    batch_size = 4
-    pretraining_steps = 2500
+    batch = 4
 
     def __init__(self, backbone, task):
         super().__init__(backbone, task)
@@ -244,8 +234,7 @@ class Detection(Segmentation):
 class Instances(Segmentation):
     """The mask of the shape in a box; measured by the mean IoU of masks."""
 
-    batch_size = 4
-    pretraining_steps = 2500
+    batch = 4
 
     @staticmethod
     def loss(labels, answer):
