@@ -215,7 +215,7 @@ def test_of_overlapping_boxes_the_surest_remains(load):
 
 def test_mean_iou_of_maps_and_masks_of_a_known_answer(load):
     vision, tasks = load("vision"), load("tasks")
-    maps = np.zeros((2, 4, 4), int)
+    maps = np.zeros((2, 4, 4), "int32")
     maps[0, :2], maps[1, :, 0] = 1, 3
     named = maps.copy()
     named[0, 0] = 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .backbones import load_backbone
+from .loop import BACKEND
 from .methods import METHODS
 from .problem import PRETRAINING_STEPS, Problem, Retrieval, Start
 from .store import Progress
@@ -99,6 +100,9 @@ def _groups(runs):
 def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
     """Return the weights of `problem.reviewer` by seed: from files, or new."""
     start = f"{network}-{problem.task.origin}"
+    if network in PROBLEMS:
+        # KerasHub makes their weights in another order on another backend.
+        start = f"{start}-{BACKEND}"
     paths = {s: Path(cache) / f"{start}-{s}-{steps}.npz" for s in seeds}
     missing = [seed for seed, path in paths.items() if not path.exists()]
     learned = problem.pretrain(missing, steps) if missing else {}

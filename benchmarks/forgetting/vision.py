@@ -184,10 +184,15 @@ class Segmentation(Problem):
 
     def accuracy(self, model, part):
         """Return the mean IoU in percent."""
-        measured = keras.metrics.MeanIoU(CLASSES)
         named = self.answer(model, part.inputs).argmax(axis=-1)
-        measured.update_state(part.labels, named)
-        return 100 * float(measured.result())
+        pairs = np.bincount(
+            (CLASSES * part.labels + named).ravel(), minlength=CLASSES**2
+        ).reshape(CLASSES, CLASSES)
+        common = np.diag(pairs)
+        either = pairs.sum(axis=0) + pairs.sum(axis=1) - common
+        # Of a class that is nowhere nothing can be said.
+        there = either > 0
+        return 100 * float(np.mean(common[there] / either[there]))
 
 
 class Detection(Segmentation):
