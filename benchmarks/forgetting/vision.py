@@ -205,6 +205,11 @@ class Detection(Segmentation):
         self.detector = backbone.get_layer("retinanet")
         image = ops.zeros((1, SIDE, SIDE, 3))
         self.anchors = self.detector.anchor_generator(image)["P3"]
+        # Its losses keep their means in variables, made when first called;
+        # programs are given them, too.
+        outputs = self.reviewer.output.shape[1:]
+        self.loss(ops.zeros((1, 1, 5)), ops.zeros((1, *outputs)))
+        self.untrained += self.detector.metrics_variables
 
     def loss(self, labels, answer):
         """Return RetinaNet's own loss."""
