@@ -5,6 +5,7 @@ from pathlib import Path
 
 from . import experiments
 from .again import again
+from .backbones import HUB, PRETRAINED
 from .cost import cost
 from .experiments import HEAVY, LENGTHS, SEEDS, Options
 from .methods import METHODS
@@ -21,6 +22,7 @@ EXPERIMENTS = {
     "tasks": (experiments.tasks, ["dense"]),
     "text": (experiments.text, ["minilm"]),
     "scratch": (scratch, ["dense"]),
+    "scenes": (experiments.scenes, experiments.SCENES),
     "way_back": (way_back, ["dense"]),
     "cost": (cost, ["dense"]),
     "again": (again, ["dense"]),
@@ -33,7 +35,9 @@ def main(arguments=None):
         description="Measure what fine-tuning keeps and learns.",
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
-    parser.add_argument("network", nargs="?", choices=[*NETWORKS, "minilm"])
+    parser.add_argument(
+        "network", nargs="?", choices=[*NETWORKS, *HUB, *PRETRAINED]
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument(
         "--seeds",

@@ -43,6 +43,23 @@ TEXT_SETTINGS = {
     "reach": (0.003, 0.01, 0.03),
     "reach_held": (0.003, 0.01, 0.03),
 }
+# The networks that answer for places in an image, three settings a method.
+SCENES = {
+    "segformer": "scenes_maps",
+    "retinanet": "scenes_boxes",
+    "sam": "scenes_masks",
+}
+SCENES_LENGTH = 150
+SCENES_SETTINGS = {
+    "adam_rates": (1e-4, 3e-4, 1e-3),
+    "reach": (0.02, 0.05, 0.2),
+    "l2_sp": (0.03, 0.3, 3.0),
+    "replay": (0.3, 1.0, 3.0),
+    "layerwise": (0.3, 0.1, 0.03),
+    "wise_ft": (0.3, 0.5, 0.8),
+    "paper": (0.005, 0.02, 0.05),
+    "uniform": (0.005, 0.02, 0.05),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +87,14 @@ def store_of(name, folder):
     return Store(name, KEYS, VALUES, folder)
 
 
-def run(name, network, options, runs, points, file=None, **facts):
+def run(
+    name, network, options, runs, points, file=None, quick=(100, 200), **facts
+):
     """Make an experiment's runs, what made them in a file beside theirs."""
     store = store_of(file or f"{name}_{network}", options.folder)
     pretraining = {}
     if options.quick:
-        points, pretraining = (100, 200), {"pretraining": 200}
+        points, pretraining = quick, {"pretraining": quick[-1]}
         pretraining["cache"] = options.folder
     store.describe(
         command=f"python -m benchmarks.forgetting {name} {network}",
@@ -114,13 +133,32 @@ def tasks(network, options):
 
 def text(network, options):
     """Fine-tune a text encoder, three settings of each method."""
-    runs = [
-        Run(network, "tweets", method, setting, TEXT_RATE, seed)
-        for seed in (options.seeds[:1] if options.quick else options.seeds)
-        for method in options.chosen(TEXT_SETTINGS)
-        for setting in TEXT_SETTINGS[method][: 1 if options.quick else None]
-    ]
+    runs = _given(network, options, TEXT, TEXT_SETTINGS, TEXT_RATE)
     run("text", network, options, runs, (TEXT_LENGTH,), seeds=options.seeds)
+
+
+def scenes(network, options):
+    """Fine-tune a network that segments or detects, three settings a method."""
+    runs = _given(network, options, [SCENES[network]], SCENES_SETTINGS, RATE)
+    run(
+        "scenes",
+        network,
+        options,
+        runs,
+        (SCENES_LENGTH,),
+        quick=(5, 10),
+        seeds=options.seeds,
+    )
+
+
+def _given(network, options, tasks, settings, rate):
+    return [
+        Run(network, task, method, setting, rate, seed)
+        for task in tasks
+        for seed in (options.seeds[:1] if options.quick else options.seeds)
+        for method in options.chosen(settings)
+        for setting in settings[method][: 1 if options.quick else None]
+    ]
 
 
 def choices(network, folder=RESULTS):

@@ -6,16 +6,22 @@ from pathlib import Path
 import numpy as np
 
 from .backbones import load_backbone
+from .loop import BACKEND
 from .methods import METHODS
 from .problem import PRETRAINING_STEPS, Problem, Retrieval, Start
 from .store import Progress
 from .tasks import load_task
+from .vision import PROBLEMS
 
 KEYS = ("network", "task", "method", "setting", "rate", "seed")
 MEASURES = ("kept_validation", "new_validation", "kept", "new", "moved")
 VALUES = ("steps", *MEASURES)
 # How many trainings share a call; 15 where nothing else is said.
-TOGETHER = {"minilm": 1}
+TOGETHER = {"minilm": 1} | dict.fromkeys(PROBLEMS, 1)
+# Kinds of problems that not all networks have.
+KINDS = {"minilm": Retrieval} | PROBLEMS
+# A step takes long, and the old scenes are soon known.
+PRETRAINING = {"segformer": 2500, "retinanet": 2000, "sam": 2000}
 # Pretrained weights, the same for every experiment; made again if deleted.
 CACHE = Path("out/forgetting")
 
@@ -32,7 +38,7 @@ class Run:
     seed: int
 
 
-def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
+def run_grid(store, runs, points, pretraining=None, cache=CACHE):
     """Make the runs that a store has not, and write them into it.
 
     Args:
@@ -40,7 +46,8 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         runs: Each a `Run`.
         points: Lengths of training to measure at: one run has them all,
             since the learning rate is constant.
-        pretraining: How many steps the old problem is learned for.
+        pretraining: How many steps the old problem is learned for; `None`: as
+            long as is usual for the network.
         cache: The folder for pretrained weights.
     """
     missing = [r for r in runs if not store.has(**dataclasses.asdict(r))]
@@ -53,12 +60,13 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         task = tasks[group[0].seed]
         # Tasks of the same shape share what is compiled.
         shape = (network, task.shared_head, task.old_classes, task.new_classes)
+        kind = KINDS.get(network, Problem)
         if shape not in problems:
-            kind = Retrieval if network == "minilm" else Problem
             problems[shape] = kind(load_backbone(network), task)
         problem = problems[shape]
         problem.task = task
-        weights = pretrained(problem, network, tasks, pretraining, cache)
+        steps = pretraining or PRETRAINING.get(network, PRETRAINING_STEPS)
+        weights = pretrained(problem, network, tasks, steps, cache)
         starts = [
             Start(tasks[r.seed], weights[r.seed], r.setting, r.rate, r.seed)
             for r in group
@@ -100,6 +108,9 @@ def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
     if isinstance(problem, Retrieval):
         return problem.pretrain(seeds)
     start = f"{network}-{problem.task.origin}"
+    if network in PROBLEMS:
+        # KerasHub makes their weights in another order on another backend.
+        start = f"{start}-{BACKEND}"
     paths = {s: Path(cache) / f"{start}-{s}-{steps}.npz" for s in seeds}
     missing = [seed for seed, path in paths.items() if not path.exists()]
     learned = problem.pretrain(missing, steps) if missing else {}

@@ -3,7 +3,7 @@
 Small networks take a tenth of a millisecond a step; what calls them must not
 take longer. On JAX a program is compiled once for all seeds, rates and
 settings, and takes thousands of steps of several runs side by side. The other
-backends take one step of one run at a time.
+backends take one step of one run at a time; TensorFlow compiles it once too.
 """
 
 import keras
@@ -26,7 +26,7 @@ class Loop:
     Args:
         make_optimizer: `(rate, setting)` to a new optimizer. On JAX it is
             called once, and has to read `setting`, its own attribute, in every
-            step.
+            step; on TensorFlow too, where that is a variable.
         variables: Keras variables to train.
         make_loss: `setting` to `loss(*batch)`, a function of a batch and of
             `variables` and `held`, written with Keras operations.
@@ -44,15 +44,22 @@ class Loop:
 
     def start(self, rate, setting=0.0):
         """Begin a run from the variables' present values."""
-        self._setting = np.float32(setting)
-        self._loss = self._make_loss(setting)
-        if BACKEND == "jax" and self._compiled is not None:
+        if BACKEND == "tensorflow" and self._compiled is not None:
+            self._setting.assign(setting)
+        elif BACKEND == "tensorflow":
+            self._setting = keras.Variable(
+                np.float32(setting), trainable=False
+            ).value
+        else:
+            self._setting = np.float32(setting)
+        if BACKEND != "torch" and self._compiled is not None:
             # The program is the same; only the state begins anew.
             for variable, value in zip(self.optimizer.variables, self._fresh):
                 variable.assign(value)
         else:
             self.optimizer = self._make_optimizer(rate, setting)
-            self.optimizer.setting = setting
+            self.optimizer.setting = self._setting
+            self._loss = self._make_loss(self._setting)
             self.optimizer.build(self._variables)
             self._fresh = [np.array(v) for v in self.optimizer.variables]
             self._compiled = _COMPILERS[BACKEND](self)

@@ -35,7 +35,9 @@ def cross_entropy(labels, logits):
 
 def plain_loss(problem, setting):
     """Return the new task's loss alone."""
-    return lambda x, y: cross_entropy(y, problem.model(x, training=True))
+    return lambda x, y: problem.loss(
+        y, problem.model(x, training=problem.training)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +163,11 @@ def replay_loss(problem, setting):
     def loss(x, y, old_x, old_y):
         # One pass through the network for both.
         both = ops.concatenate([x, old_x])
-        features = problem.backbone(both, training=True)
+        features = problem.backbone(both, training=problem.training)
         new, old = ops.split(features, 2)
-        return cross_entropy(
+        return problem.loss(
             y, problem.new_answer(new)
-        ) + setting * cross_entropy(old_y, problem.old_head(old))
+        ) + setting * problem.loss(old_y, problem.old_head(old))
 
     return loss
 
@@ -240,7 +242,7 @@ class Searched(DualOpt):
 
 def ours(problem, rate, setting, strengths, **others):
     """Return DualOpt with each of `strengths` times the setting."""
-    if BACKEND == "jax":
+    if BACKEND != "torch":
         setting, kind = 1.0, Searched
     else:
         kind = DualOpt

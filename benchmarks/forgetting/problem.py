@@ -53,6 +53,12 @@ class Problem:
         head: What was not pretrained, for `DualOpt.bind`.
     """
 
+    batch = BATCH_SIZE
+    # Whether layers behave while training as Keras has them do then.
+    training = True
+    # `(labels, answer)` to a loss.
+    loss = staticmethod(cross_entropy)
+
     def __init__(self, backbone, task):
         self.backbone, self.task = backbone, task
         inputs = backbone.input
@@ -104,16 +110,16 @@ class Problem:
                 lambda rate, setting: keras.optimizers.Adam(rate),
                 self.reviewer.trainable_variables,
                 lambda setting: (
-                    lambda x, y: cross_entropy(
-                        y, self.reviewer(x, training=True)
+                    lambda x, y: self.loss(
+                        y, self.reviewer(x, training=self.training)
                     )
                 ),
             ),
         )
         learned, runs = {}, []
         for seed in seeds:
-            set_fresh(self.reviewer, seed)
-            rows = batches(len(old), steps, BATCH_SIZE, seed)
+            self.begin_pretraining(seed)
+            rows = batches(len(old), steps, self.batch, seed)
             loop.start(PRETRAINING_RATE)
             if BACKEND == "jax":
                 runs.append(loop.taken(data, rows))
@@ -133,6 +139,10 @@ class Problem:
             loop.put(run)
             learned[seed] = self.reviewer.get_weights()
         return learned
+
+    def begin_pretraining(self, seed):
+        """Set weights at random."""
+        set_fresh(self.reviewer, seed)
 
     def begin(self, weights, seed):
         """Set the pretrained weights, and a new output layer at random."""
@@ -200,7 +210,7 @@ class Problem:
             loop.start(rate, start.setting)
             new = self.task.new["train"]
             data = (new.inputs, new.labels, *method.data(self, start.seed))
-            rows = batches(len(new), points[-1], BATCH_SIZE, start.seed)
+            rows = batches(len(new), points[-1], self.batch, start.seed)
             if BACKEND == "jax":
                 runs.append(loop.taken(data, rows))
                 continue

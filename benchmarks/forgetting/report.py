@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from . import again, cost, scratch, trade_off, way_back
-from .experiments import LENGTHS, MORE_TASKS, RIVALS, TEXT, store_of
+from .experiments import LENGTHS, MORE_TASKS, RIVALS, SCENES, TEXT, store_of
 from .intervals import in_words
 from .methods import METHODS
 from .store import RESULTS
@@ -251,6 +251,11 @@ def report(folder=RESULTS, images=IMAGES):
     for name, tasks in (("tasks_dense", MORE_TASKS), ("text_minilm", TEXT)):
         for task in tasks:
             _say(task, trade_off.table(name, task, folder))
+    for network, task in SCENES.items():
+        _say(
+            f"Scenes, {network}",
+            trade_off.table(f"scenes_{network}", task, folder),
+        )
     _say("From scratch", scratch.table(folder))
     for backend, lines in again.tables("dense", folder).items():
         _say(f"Once more, on {backend}", lines)

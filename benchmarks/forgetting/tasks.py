@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import scenes
 from .minilm import tokens
 from .packages import FASHION, MissingPackageError, debian_package
 from .texts import articles, tweets
@@ -355,6 +356,70 @@ def _digits(domain, seed):
     )
 
 
+# Which photographs the scenes are made of, and how many scenes there are.
+OLD_TEXTURES, NEW_TEXTURES = ("animals",), ("food", "plants")
+SCENES = {"train": 1500, "validation": 100, "test": 200}
+NEW_SCENES = {"train": 400, "validation": 100, "test": 200}
+
+
+def _maps(drawn):
+    return Part(drawn.images, drawn.maps)
+
+
+def _boxes(drawn):
+    """Return kinds and boxes: edges as shares of the side, and the kind."""
+    return Part(
+        drawn.images,
+        np.concatenate(
+            [drawn.boxes / scenes.SIDE, drawn.kinds[..., None]], axis=-1
+        ).astype("float32"),
+    )
+
+
+def _masks(drawn):
+    """Return a shape of each scene as a mask, its box in a row above the image.
+
+    One array holds image and box, as a `Part` has it.
+    """
+    random = np.random.default_rng(0)
+    chosen = [random.choice(np.flatnonzero(k >= 0)) for k in drawn.kinds]
+    rows = np.arange(len(chosen))
+    above = np.zeros_like(drawn.images[:, :1])
+    above[:, 0, :2, :2] = drawn.boxes[rows, chosen].reshape(-1, 2, 2)
+    return Part(
+        np.concatenate([above, drawn.images], axis=1),
+        drawn.masks[rows, chosen].astype("int32"),
+    )
+
+
+@functools.cache
+def _drawn(name, seed, new):
+    textures = NEW_TEXTURES if new else OLD_TEXTURES
+    count = (NEW_SCENES if new else SCENES)[name]
+    # No scene of a seed is one of another's, nor one of another part.
+    seed = [seed, list(SCENES).index(name), new]
+    return scenes.draw(count, textures, seed, new, name != "train")
+
+
+def _scenes(labelled, seed):
+    """Return light shapes on dark ground, then red ones on blue ground.
+
+    Args:
+        labelled: `Scenes` to a `Part`.
+        seed: Of the new training and validation scenes.
+    """
+    return Task(
+        "light shapes → red ones that stand on a corner",
+        {name: labelled(_drawn(name, 0, False)) for name in SCENES},
+        {
+            name: labelled(_drawn(name, seed if name != "test" else 0, True))
+            for name in NEW_SCENES
+        },
+        shared_head=True,
+        origin="scenes",
+    )
+
+
 TASKS = {
     "mnist": _fashion_to_mnist,
     "inverted": _fashion_to_inverted,
@@ -362,6 +427,9 @@ TASKS = {
     "fine_grained": _fine_grained,
     "class_incremental": _class_incremental,
     "tweets": _tweets,
+    "scenes_maps": functools.partial(_scenes, _maps),
+    "scenes_boxes": functools.partial(_scenes, _boxes),
+    "scenes_masks": functools.partial(_scenes, _masks),
 } | {
     f"digits_{domain}": functools.partial(_digits, domain) for domain in ORIGINS
 }
