@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from . import experiments
+from .backbones import HUB, PRETRAINED
 from .cost import cost
 from .experiments import LENGTHS, SEEDS, Options
+from .features import features
 from .methods import METHODS
 from .networks import NETWORKS
 from .scratch import scratch
@@ -19,8 +21,11 @@ EXPERIMENTS = {
     "trade_off": (experiments.trade_off, LENGTHS),
     "tasks": (experiments.tasks, ["dense"]),
     "text": (experiments.text, ["minilm"]),
+    "photographs": (experiments.photographs, ["efficientnet_lite0"]),
+    "transformer": (experiments.transformer, ["vit"]),
     "scratch": (scratch, ["dense"]),
     "way_back": (way_back, ["dense"]),
+    "features": (features, ["dense"]),
     "cost": (cost, ["dense"]),
 }
 
@@ -31,7 +36,9 @@ def main(arguments=None):
         description="Measure what fine-tuning keeps and learns.",
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "report"])
-    parser.add_argument("network", nargs="?", choices=[*NETWORKS, "minilm"])
+    parser.add_argument(
+        "network", nargs="?", choices=[*NETWORKS, *HUB, *PRETRAINED]
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -5,20 +5,24 @@ import keras
 from .efficientnet_lite import efficientnet_lite0
 from .minilm import text_encoder
 from .networks import NETWORKS
+from .stamps import SIDE
+from .transformer import vision_transformer
 
 # Pretrained elsewhere; the small ones of `NETWORKS` learn clothes here first.
 PRETRAINED = {
-    "efficientnet_lite0": lambda: efficientnet_lite0()[0],
+    "efficientnet_lite0": lambda: efficientnet_lite0(SIDE)[0],
     "minilm": text_encoder,
 }
+# Small too, but made with KerasHub.
+HUB = {"vit": vision_transformer}
 
 
 def load_backbone(name):
     """Return a Keras model from inputs to features.
 
     Args:
-        name: One of `NETWORKS` (not pretrained: `Problem.pretrain` does it)
-            or of `PRETRAINED`; or a model of one's own, a KerasHub
+        name: One of `NETWORKS` or `HUB` (not pretrained: `Problem.pretrain`
+            does it) or of `PRETRAINED`; or a model of one's own, a KerasHub
             `from_preset` model say, which is returned as it is.
 
     Raises:
@@ -27,7 +31,7 @@ def load_backbone(name):
     """
     if isinstance(name, keras.Model):
         return name
-    networks = NETWORKS | PRETRAINED
+    networks = NETWORKS | HUB | PRETRAINED
     if name not in networks:
         raise ValueError(
             f"`name` must be one of {', '.join(networks)}, or a Keras model. "

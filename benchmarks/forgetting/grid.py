@@ -7,7 +7,14 @@ import numpy as np
 
 from .backbones import load_backbone
 from .methods import METHODS
-from .problem import PRETRAINING_STEPS, Problem, Retrieval, Start
+from .problem import (
+    PRETRAINING_STEPS,
+    CamePretrained,
+    Problem,
+    Retrieval,
+    Start,
+)
+from .recognition import Recognition
 from .store import Progress
 from .tasks import load_task
 
@@ -15,7 +22,11 @@ KEYS = ("network", "task", "method", "setting", "rate", "seed")
 MEASURES = ("kept_validation", "new_validation", "kept", "new", "moved")
 VALUES = ("steps", *MEASURES)
 # How many runs share a call; 15 where nothing else is said.
-TOGETHER = {"minilm": 1}
+TOGETHER = {"minilm": 1, "efficientnet_lite0": 1, "vit": 4}
+# Kinds of problems of those that came with what they know.
+KINDS = {"minilm": Retrieval, "efficientnet_lite0": Recognition}
+# A step takes 25 times as long as the dense network's.
+PRETRAINING = {"vit": 5000}
 # Pretrained weights, the same for every experiment; made again if deleted.
 CACHE = Path("out/forgetting")
 
@@ -32,7 +43,7 @@ class Run:
     seed: int
 
 
-def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
+def run_grid(store, runs, points, pretraining=None, cache=CACHE):
     """Make the runs that a store has not, and write them into it.
 
     Args:
@@ -40,7 +51,8 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         runs: Each a `Run`.
         points: Lengths of training to measure at: one run has them all,
             since the learning rate is constant.
-        pretraining: How many steps the old problem is learned for.
+        pretraining: How many steps the old problem is learned for; `None`: as
+            long as is usual for the network.
         cache: The folder for pretrained weights.
     """
     missing = [r for r in runs if not store.has(**dataclasses.asdict(r))]
@@ -53,12 +65,20 @@ def run_grid(store, runs, points, pretraining=PRETRAINING_STEPS, cache=CACHE):
         task = tasks[group[0].seed]
         # Tasks of the same shape share what is compiled.
         shape = (network, task.shared_head, task.old_classes, task.new_classes)
+        kind = KINDS.get(network, Problem)
         if shape not in problems:
-            kind = Retrieval if network == "minilm" else Problem
             problems[shape] = kind(load_backbone(network), task)
         problem = problems[shape]
         problem.task = task
-        weights = pretrained(problem, network, tasks, pretraining, cache)
+        steps = pretraining or PRETRAINING.get(network, PRETRAINING_STEPS)
+        weights = pretrained(problem, network, tasks, steps, cache)
+        if adapt := METHODS[method].adapt:
+            # What is added and frozen makes another network of it.
+            if (shape, method) not in problems:
+                problems[shape, method] = kind(
+                    load_backbone(network), task, adapt
+                )
+            problem = problems[shape, method]
         starts = [
             Start(tasks[r.seed], weights[r.seed], r.setting, r.rate, r.seed)
             for r in group
@@ -91,6 +111,8 @@ def _groups(runs):
 
 def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
     """Return the weights of `problem.reviewer` by seed: from files, or new."""
+    if isinstance(problem, CamePretrained):
+        return problem.pretrain(seeds)
     start = f"{network}-{problem.task.origin}"
     paths = {s: Path(cache) / f"{start}-{s}-{steps}.npz" for s in seeds}
     missing = [seed for seed, path in paths.items() if not path.exists()]

