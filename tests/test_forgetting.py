@@ -455,6 +455,29 @@ def test_validation_examples_alone_choose_a_setting(load, tmp_path):
     assert experiments.choices("dense", tmp_path) == {("mnist", "l2_sp"): 0.1}
 
 
+def test_neighbours_name_what_lies_together_and_not_what_is_mixed(
+    load, problem, monkeypatch
+):
+    pytest.importorskip("sklearn")
+    features = load("features")
+    monkeypatch.setattr(features, "NEIGHBOURS", 3)
+    old = problem.task.old
+    monkeypatch.setattr(features, "_seen", lambda p, part: part.labels[:, None])
+    assert features._by_neighbours(problem, old) == 100
+    monkeypatch.setattr(
+        features, "_seen", lambda p, part: 0.0 * part.labels[:, None]
+    )
+    # All in one place: as good as naming one of three classes.
+    assert features._by_neighbours(problem, old) < 50
+
+
+def test_the_picture_of_features_is_the_same_in_each_call(load):
+    pytest.importorskip("sklearn")
+    embedding = load("features").embedding
+    seen = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
+    np.testing.assert_array_equal(embedding(seen), embedding(seen))
+
+
 def test_hypervolume_is_the_area_under_the_steps(load):
     hypervolume = load("trade_off").hypervolume
     # Two steps, a point under them, one on a par, one below chance.
@@ -484,7 +507,13 @@ def small_tasks(load, monkeypatch):
         return keras.Model(inputs, keras.layers.Dense(4)(x))
 
     monkeypatch.setitem(networks.NETWORKS, "dense", small_network)
-    monkeypatch.setitem(load("backbones").PRETRAINED, "minilm", small_network)
+    for name in ("minilm", "efficientnet_lite0"):
+        monkeypatch.setitem(load("backbones").PRETRAINED, name, small_network)
+    monkeypatch.setattr(
+        load("recognition"),
+        "imagenet_classifier",
+        lambda: keras.layers.Dense(7, name="imagenet"),
+    )
     scratch = load("scratch")
     monkeypatch.setattr(
         scratch, "SIZES", {"train": 32, "validation": 8, "test": 8}
@@ -504,15 +533,23 @@ METHODS = ["adam", "l2_sp", "reach"]
 def test_experiments_run_go_on_and_are_reported(
     load, small_tasks, tmp_path, capsys
 ):
-    for drawing in ("matplotlib", "scipy"):
+    for drawing in ("matplotlib", "scipy", "sklearn"):
         pytest.importorskip(drawing, reason="the examples extra is missing")
     main = load("__main__").main
     asked = ["--quick", "--results", str(tmp_path), "--methods", *METHODS]
     main(["search", "dense", *asked])
     main(["trade_off", "dense", *asked, "--seeds", "2"])
-    for experiment in ("length", "tasks", "way_back", "cost", "again"):
+    for experiment in (
+        "length",
+        "tasks",
+        "way_back",
+        "features",
+        "cost",
+        "again",
+    ):
         main([experiment, "dense", *asked])
     main(["text", *asked])
+    main(["photographs", *asked])
     main(["scratch", *asked])
     written = (tmp_path / "length_dense.csv").read_text()
     about = json.loads((tmp_path / "length_dense.json").read_text())
@@ -532,15 +569,39 @@ def test_experiments_run_go_on_and_are_reported(
         "| inverted | L2-SP |",
         "## digits_uci",
         "## tweets",
+        "## stamps",
+        "| mnist | pretrained |",
         "## Cost, dense network",
         "| MNIST | reversed profile |",
         # The same backend says the same, and more than one run was compared.
         "| inverted, DualOpt, reach: kept |",
     ):
         assert said in printed
-    for name in ("forgetting", "way_back_dense"):
+    for name in ("forgetting", "way_back_dense", "features"):
         picture = tmp_path / f"{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_imagenet_knew_is_what_the_pretrained_network_answers(
+    load, small_tasks, monkeypatch
+):
+    task = load("tasks").load_task("stamps")
+    backbone = load("backbones").load_backbone("efficientnet_lite0")
+    problem = load("recognition").Recognition(backbone, task)
+    weights = problem.pretrain([0])[0]
+    start = load("problem").Start(task, weights, 0.0, 1.0, 0)
+    problem._begin(start)
+    assert problem.measure()["kept"] == 100
+    answers = problem.answer(problem.reviewer, task.old["test"].inputs)
+    np.testing.assert_array_equal(
+        problem.task.old["test"].labels, answers.argmax(axis=1)
+    )
+    for variable in problem.pretrained:
+        variable.assign(-np.array(variable))
+    assert problem.measure()["kept"] < 100
+    # The next run begins with what was known, and is asked the same.
+    problem._begin(start)
+    assert problem.measure()["kept"] == 100
 
 
 # --- doors -----------------------------------------------------------------
@@ -604,6 +665,24 @@ def test_no_image_is_in_two_parts(load, name, seed):
         assert images.max() == 1
         # Fashion-MNIST itself has a few pictures twice.
         assert len(np.unique(images, axis=0)) >= len(images) - 60
+
+
+def test_photographs_and_things_of_five_kinds_are_in_one_part_each(load):
+    tasks = load("tasks")
+    pictures, kinds, photographs = installed(load, load("stamps").stamps)
+    assert pictures.shape[1:] == (160, 160, 3)
+    assert pictures.max() == 255
+    assert set(kinds[photographs]) >= set(range(5))
+    task = tasks.load_task("stamps", seed=1)
+    other = tasks.load_task("stamps", seed=2)
+    parts = [*task.old.values(), *task.new.values()]
+    assert [len(part) for part in parts] == [40, 80, 160, 40, 80]
+    sums = np.concatenate(
+        [part.inputs.sum(axis=(1, 2, 3), dtype="float64") for part in parts]
+    )
+    # Some stamps are there twice.
+    assert len(np.unique(sums)) >= len(sums) - 5
+    assert not np.array_equal(task.old["test"].inputs, other.old["test"].inputs)
 
 
 def test_the_new_clothes_are_the_old_ones_inverted_and_turned(load):

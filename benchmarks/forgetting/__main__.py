@@ -8,6 +8,7 @@ from .again import again
 from .backbones import HUB, PRETRAINED
 from .cost import cost
 from .experiments import HEAVY, LENGTHS, SEEDS, Options
+from .features import features
 from .methods import METHODS
 from .networks import NETWORKS
 from .scratch import scratch
@@ -21,9 +22,12 @@ EXPERIMENTS = {
     "trade_off": (experiments.trade_off, LENGTHS),
     "tasks": (experiments.tasks, ["dense"]),
     "text": (experiments.text, ["minilm"]),
+    "photographs": (experiments.photographs, ["efficientnet_lite0"]),
+    "transformer": (experiments.transformer, ["vit"]),
     "scratch": (scratch, ["dense"]),
     "scenes": (experiments.scenes, experiments.SCENES),
     "way_back": (way_back, ["dense"]),
+    "features": (features, ["dense"]),
     "cost": (cost, ["dense"]),
     "again": (again, ["dense"]),
 }

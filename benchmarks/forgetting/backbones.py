@@ -5,15 +5,22 @@ import keras
 from .efficientnet_lite import efficientnet_lite0
 from .minilm import text_encoder
 from .networks import NETWORKS
+from .stamps import SIDE
+from .transformer import vision_transformer
 from .vision import retinanet, sam, segformer
 
 # Pretrained elsewhere; the small ones of `NETWORKS` learn clothes here first.
 PRETRAINED = {
-    "efficientnet_lite0": lambda: efficientnet_lite0()[0],
+    "efficientnet_lite0": lambda: efficientnet_lite0(SIDE)[0],
     "minilm": text_encoder,
 }
 # Small too, but made with KerasHub.
-HUB = {"segformer": segformer, "retinanet": retinanet, "sam": sam}
+HUB = {
+    "vit": vision_transformer,
+    "segformer": segformer,
+    "retinanet": retinanet,
+    "sam": sam,
+}
 
 
 def load_backbone(name):

@@ -33,9 +33,10 @@ def cost(network, options):
     rows = batches(len(new), STEPS, BATCH_SIZE, 0)
     size = sum(np.prod(v.shape) for v in problem.model.trainable_variables)
     for name in options.chosen(METHODS):
-        if store.has(network=network, method=name):
-            continue
         method = METHODS[name]
+        # What is added would be another network's.
+        if method.adapt or store.has(network=network, method=name):
+            continue
         problem.begin(problem.reviewer.get_weights(), 0)
         loop = problem.loop_of(method)
         loop.start(RATE, method.settings[0])

@@ -60,6 +60,30 @@ SCENES_SETTINGS = {
     "paper": (0.005, 0.02, 0.05),
     "uniform": (0.005, 0.02, 0.05),
 }
+# ImageNet's network takes 0.4 seconds a step with eight pictures.
+PHOTOGRAPHS = ("stamps",)
+PHOTOGRAPHS_RATE, PHOTOGRAPHS_LENGTH = 1e-4, 30
+PHOTOGRAPHS_SETTINGS = {
+    "adam_rates": (1e-5, 3e-5, 1e-4),
+    "layerwise": (0.3, 0.1, 0.03),
+    "l2_sp": (0.3, 3.0, 30.0),
+    "wise_ft": (0.25, 0.5, 0.75),
+    "without_forgetting": (0.3, 1.0, 3.0),
+    "reach": (0.0003, 0.001, 0.003),
+}
+# A small vision transformer takes 5 milliseconds, and as long to be measured.
+TRANSFORMER_LENGTH = 300
+TRANSFORMER_SETTINGS = {
+    "adam_rates": (1e-4, 3e-4, 1e-3, 3e-3),
+    "layerwise": (0.3, 0.1, 0.03, 0.01),
+    "lora": (3e-4, 1e-3, 3e-3, 1e-2),
+    "prompts": (3e-3, 1e-2, 3e-2, 0.1),
+    "l2_sp": (0.03, 0.1, 0.3, 1.0),
+    "wise_ft": (0.2, 0.4, 0.6, 0.8),
+    "replay": (0.1, 0.3, 1.0, 3.0),
+    "rollback": (0.005, 0.01, 0.02, 0.05),
+    "reach": (0.02, 0.05, 0.1, 0.2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +145,8 @@ def search(network, options):
 
 def trade_off(network, options):
     """Try every setting of every method on the seeds that are reported."""
-    _every_setting("trade_off", network, options, TASKS, METHODS, options.seeds)
+    methods = [m for m in METHODS if METHODS[m].adapt is None]
+    _every_setting("trade_off", network, options, TASKS, methods, options.seeds)
 
 
 def tasks(network, options):
@@ -149,6 +174,22 @@ def scenes(network, options):
         quick=(5, 10),
         seeds=options.seeds,
     )
+
+
+def photographs(network, options):
+    """Fine-tune ImageNet's network, three settings of each method."""
+    runs = _given(
+        network, options, PHOTOGRAPHS, PHOTOGRAPHS_SETTINGS, PHOTOGRAPHS_RATE
+    )
+    points = (PHOTOGRAPHS_LENGTH,)
+    run("photographs", network, options, runs, points, seeds=options.seeds)
+
+
+def transformer(network, options):
+    """Fine-tune a vision transformer, four settings of each method."""
+    runs = _given(network, options, TASKS, TRANSFORMER_SETTINGS, RATE)
+    points = (TRANSFORMER_LENGTH,)
+    run("transformer", network, options, runs, points, seeds=options.seeds)
 
 
 def _given(network, options, tasks, settings, rate):

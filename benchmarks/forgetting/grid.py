@@ -8,7 +8,14 @@ import numpy as np
 from .backbones import load_backbone
 from .loop import BACKEND
 from .methods import METHODS
-from .problem import PRETRAINING_STEPS, Problem, Retrieval, Start
+from .problem import (
+    PRETRAINING_STEPS,
+    CamePretrained,
+    Problem,
+    Retrieval,
+    Start,
+)
+from .recognition import Recognition
 from .store import Progress
 from .tasks import load_task
 from .vision import PROBLEMS
@@ -17,11 +24,20 @@ KEYS = ("network", "task", "method", "setting", "rate", "seed")
 MEASURES = ("kept_validation", "new_validation", "kept", "new", "moved")
 VALUES = ("steps", *MEASURES)
 # How many trainings share a call; 15 where nothing else is said.
-TOGETHER = {"minilm": 1} | dict.fromkeys(PROBLEMS, 1)
+TOGETHER = {
+    "minilm": 1,
+    "efficientnet_lite0": 1,
+    "vit": 4,
+} | dict.fromkeys(PROBLEMS, 1)
 # Kinds of problems that not all networks have.
-KINDS = {"minilm": Retrieval} | PROBLEMS
+KINDS = {"minilm": Retrieval, "efficientnet_lite0": Recognition} | PROBLEMS
 # A step takes long, and the old scenes are soon known.
-PRETRAINING = {"segformer": 2500, "retinanet": 2000, "sam": 2000}
+PRETRAINING = {
+    "vit": 5000,
+    "segformer": 2500,
+    "retinanet": 2000,
+    "sam": 2000,
+}
 # Pretrained weights, the same for every experiment; made again if deleted.
 CACHE = Path("out/forgetting")
 
@@ -67,6 +83,13 @@ def run_grid(store, runs, points, pretraining=None, cache=CACHE):
         problem.task = task
         steps = pretraining or PRETRAINING.get(network, PRETRAINING_STEPS)
         weights = pretrained(problem, network, tasks, steps, cache)
+        if adapt := METHODS[method].adapt:
+            # What is added and frozen makes another network of it.
+            if (shape, method) not in problems:
+                problems[shape, method] = kind(
+                    load_backbone(network), task, adapt
+                )
+            problem = problems[shape, method]
         starts = [
             Start(tasks[r.seed], weights[r.seed], r.setting, r.rate, r.seed)
             for r in group
@@ -105,7 +128,7 @@ def _groups(runs):
 
 def pretrained(problem, network, seeds, steps=PRETRAINING_STEPS, cache=CACHE):
     """Return the weights of `problem.reviewer` by seed: from files, or new."""
-    if isinstance(problem, Retrieval):
+    if isinstance(problem, CamePretrained):
         return problem.pretrain(seeds)
     start = f"{network}-{problem.task.origin}"
     if network in PROBLEMS:

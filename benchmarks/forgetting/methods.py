@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_dualopt import DualOpt, layer_depth
 
+from .adapters import low_rank, with_prompts
 from .loop import BACKEND
 
 # The deepest layers are held less tightly than the shallowest, and by how much
@@ -57,6 +58,8 @@ class Method:
             is then all that the setting is for.
         sets_rate: Whether its setting is the learning rate.
         uses_old_data: Whether it sees data of the old problem.
+        adapt: Adds weights to the network that are trained in place of its
+            own; see `adapters`.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Method:
     after: Callable | None = None
     sets_rate: bool = False
     uses_old_data: bool = False
+    adapt: Callable | None = None
 
 
 # --- other optimizers ------------------------------------------------------
@@ -343,6 +347,24 @@ METHODS = {
             "rate at the input",
             (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
             layerwise,
+        ),
+        Method(
+            "lora",
+            "LoRA",
+            "learning rate",
+            (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            adam,
+            sets_rate=True,
+            adapt=low_rank,
+        ),
+        Method(
+            "prompts",
+            "visual prompts",
+            "learning rate",
+            (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),
+            adam,
+            sets_rate=True,
+            adapt=with_prompts,
         ),
         Method(
             "l2_sp",

@@ -6,6 +6,7 @@ import functools
 import keras
 import numpy as np
 
+from .adapters import fresh
 from .loop import BACKEND, Loop, batches, gradients
 from .methods import FISHER_EXAMPLES, cross_entropy
 from .tasks import Task
@@ -43,6 +44,8 @@ class Problem:
         backbone: A Keras model from inputs to features, not yet pretrained.
         task: A `Task`. Other tasks of the same kind can take its place, so
             that programs compiled once serve all seeds.
+        adapt: A function that adds weights to the backbone, freezes others and
+            returns it; see `adapters`.
 
     Attributes:
         model: Inputs to the new problem's logits: what is fine-tuned.
@@ -59,11 +62,17 @@ class Problem:
     # `(labels, answer)` to a loss.
     loss = staticmethod(cross_entropy)
 
-    def __init__(self, backbone, task):
+    def __init__(self, backbone, task, adapt=None):
         self.backbone, self.task = backbone, task
         inputs = backbone.input
         features = backbone(inputs)
         self.reviewer = self._reviewer(inputs, features)
+        # What `pretrain` learns, in this order.
+        self.known_by = list(self.reviewer.weights)
+        self.added = []
+        if adapt is not None:
+            self._adapt(adapt)
+            features = self.backbone(inputs)
         if task.shared_head:
             self.model, self.head = self.reviewer, ()
             self.new_head, self.new_answer = None, self.old_head
@@ -74,11 +83,9 @@ class Problem:
             self.new_answer = self.new_head
             self.model = keras.Model(inputs, self.new_head(features))
             self.head = [self.new_head]
+        learned = {id(v) for v in self.known_by}
         self.pretrained = [
-            v
-            for v in self.model.trainable_variables
-            if self.new_head is None
-            or not any(v is w for w in self.new_head.variables)
+            v for v in self.model.trainable_variables if id(v) in learned
         ]
         self.start, self.fisher = (
             [
@@ -88,11 +95,22 @@ class Problem:
             for _ in range(2)
         )
         # The old output layer, where it is not trained on.
-        trained = {id(v) for v in self.pretrained}
+        trained = {id(v) for v in [*self.pretrained, *self.added]}
         self.untrained = [
             v for v in self.reviewer.variables if id(v) not in trained
         ]
         self.loops = {}
+
+    def _adapt(self, adapt):
+        self.backbone = adapt(self.backbone)
+        # A shared one would forget the old problem by itself.
+        self.old_head.trainable = False
+        inputs = self.backbone.input
+        self.reviewer = keras.Model(
+            inputs, self.old_head(self.backbone(inputs))
+        )
+        learned = {id(v) for v in self.known_by}
+        self.added = [v for v in self.reviewer.weights if id(v) not in learned]
 
     def _reviewer(self, inputs, features):
         self.old_head = keras.layers.Dense(
@@ -145,8 +163,10 @@ class Problem:
         set_fresh(self.reviewer, seed)
 
     def begin(self, weights, seed):
-        """Set the pretrained weights, and a new output layer at random."""
-        self.reviewer.set_weights(weights)
+        """Set the pretrained weights, and what is new at random."""
+        for variable, value in zip(self.known_by, weights, strict=True):
+            variable.assign(value)
+        fresh(self.added, seed)
         for variable, start in zip(self.pretrained, self.start):
             start.assign(np.array(variable))
         if self.new_head is not None:
@@ -276,7 +296,8 @@ class Problem:
             start = np.array(start)
             far += np.sum((np.array(variable) - start) ** 2)
             size += np.sum(start**2)
-        return 100 * float(np.sqrt(far / size))
+        # Of frozen weights none goes anywhere.
+        return 100 * float(np.sqrt(far / size)) if size else 0.0
 
     def known(self, part):
         """Return how much is known of a part of the old problem, in percent."""
@@ -291,35 +312,39 @@ class Problem:
         return self._loop(id(model), lambda: answering(model))(inputs)
 
 
-class Retrieval(Problem):
-    """A text encoder: what it knew is which headline belongs to which article.
-
-    Old parts have headlines first, then their articles in the same order.
-    """
+class CamePretrained(Problem):
+    """A network that came with what it knows, and is large."""
 
     def __init__(self, backbone, task):
         super().__init__(backbone, task)
         # Read before anything is trained.
         self._came_with = self.reviewer.get_weights()
 
+    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
+        """Return the weights that the network came with."""
+        return dict.fromkeys(seeds, self._came_with)
+
+    def answer(self, model, inputs):
+        """Return a model's output, a hundred examples at a time."""
+        parts = np.split(inputs, range(100, len(inputs), 100))
+        answer = super().answer
+        return np.concatenate([answer(model, part) for part in parts])
+
+
+class Retrieval(CamePretrained):
+    """A text encoder: what it knew is which headline belongs to which article.
+
+    Old parts have headlines first, then their articles in the same order.
+    """
+
     def _reviewer(self, inputs, features):
         return self.backbone
-
-    def pretrain(self, seeds, steps=PRETRAINING_STEPS):
-        """Return the weights that the encoder came with."""
-        return dict.fromkeys(seeds, self._came_with)
 
     def known(self, part):
         """Return the share of headlines that find their article first."""
         return found_first(
             *np.split(self.answer(self.reviewer, part.inputs), 2)
         )
-
-    def answer(self, model, inputs):
-        """Return a model's output, a hundred texts at a time."""
-        parts = np.split(inputs, range(100, len(inputs), 100))
-        answer = super().answer
-        return np.concatenate([answer(model, part) for part in parts])
 
 
 def accuracy(answer, part):
@@ -356,6 +381,9 @@ def set_fresh(layer, seed):
             value = random.uniform(-limit, limit, value.shape)
         elif variable.path.endswith(("bias", "beta")):
             value = np.zeros_like(value)
-        else:
+        elif variable.path.endswith("gamma"):
             value = np.ones_like(value)
+        else:
+            # A transformer's class token and its places.
+            value = random.normal(0, 0.02, value.shape)
         variable.assign(value.astype("float32"))

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from . import again, cost, scratch, trade_off, way_back
-from .experiments import LENGTHS, MORE_TASKS, RIVALS, SCENES, TEXT, store_of
+from . import again, cost, features, scratch, trade_off, way_back
+from .experiments import (
+    LENGTHS,
+    MORE_TASKS,
+    PHOTOGRAPHS,
+    RIVALS,
+    SCENES,
+    TASKS,
+    TEXT,
+    store_of,
+)
 from .intervals import in_words
 from .methods import METHODS
 from .store import RESULTS
@@ -248,9 +257,20 @@ def report(folder=RESULTS, images=IMAGES):
             f"The setting of another network, dense and {other}",
             trade_off.carry_over(["dense", other], TITLES, methods, folder),
         )
-    for name, tasks in (("tasks_dense", MORE_TASKS), ("text_minilm", TEXT)):
+    for name, tasks in (
+        ("tasks_dense", MORE_TASKS),
+        ("text_minilm", TEXT),
+        ("photographs_efficientnet_lite0", PHOTOGRAPHS),
+    ):
         for task in tasks:
             _say(task, trade_off.table(name, task, folder))
+    for task in TASKS:
+        _say(
+            f"A vision transformer, {task}",
+            trade_off.table("transformer_vit", task, folder),
+        )
+    _say("Features, dense network", features.table("dense", folder))
+    features.picture("dense", folder, images / "features.png")
     for network, task in SCENES.items():
         _say(
             f"Scenes, {network}",

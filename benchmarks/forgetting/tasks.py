@@ -14,6 +14,7 @@ import numpy as np
 from . import scenes
 from .minilm import tokens
 from .packages import FASHION, MissingPackageError, debian_package
+from .stamps import stamps
 from .texts import articles, tweets
 
 # Images are reduced to 14×14, so that a run costs seconds.
@@ -327,6 +328,34 @@ def _tweets(seed, length=24):
     return Task("BBC → tweets", old, new, shared_head=False, origin="minilm")
 
 
+def _stamps(seed):
+    """Return photographs to be recognized, then things of five kinds."""
+    pictures, kinds, photographs = stamps()
+    # The last part takes what is left, other numbers for other seeds.
+    sizes = {"validation": 40, "test": 80, "rest": 0}
+    rows = np.flatnonzero(photographs)
+    # The names that these have are the network's: see `Recognition`.
+    old = divide(Part(rows, np.zeros(len(rows), "int32")), sizes, seed)
+    del old["rest"]
+    taken = np.concatenate([part.inputs for part in old.values()])
+    left = np.setdiff1d(np.flatnonzero(kinds >= 0), taken)
+    sizes = {"train": 160, "validation": 40, "test": 80, "rest": 0}
+    new = divide(Part(left, kinds[left]), sizes, seed)
+    del new["rest"]
+    return Task(
+        "ImageNet → kinds of things",
+        *(
+            {
+                name: Part(pictures[part.inputs], part.labels)
+                for name, part in parts.items()
+            }
+            for parts in (old, new)
+        ),
+        shared_head=False,
+        origin="imagenet",
+    )
+
+
 ORIGINS = {"mnist": mnist, "uci": uci_digits, "printed": printed_digits}
 
 
@@ -430,6 +459,7 @@ TASKS = {
     "scenes_maps": functools.partial(_scenes, _maps),
     "scenes_boxes": functools.partial(_scenes, _boxes),
     "scenes_masks": functools.partial(_scenes, _masks),
+    "stamps": _stamps,
 } | {
     f"digits_{domain}": functools.partial(_digits, domain) for domain in ORIGINS
 }
