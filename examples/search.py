@@ -38,17 +38,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from digits import (
-    EPOCHS,
-    LEARNING_RATE,
-    NEW_STYLE,
-    OLD_STYLES,
-    accuracy,
-    in_styles,
-    load_parts,
-    make_model,
-    train,
-)
+from digits import PRETRAINING, accuracy, make_model, train
+from digits_data import NEW_STYLE, OLD_STYLES, in_styles, load_parts
 
 from keras_dualopt import DualOpt
 
@@ -57,6 +48,8 @@ ROLLBACKS = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0]
 POWERS = [1.0, 2.0, 4.0]
 # What the chosen pair may lose on the new style against the best one.
 MAXIMUM_LOSS = 2.0
+LEARNING_RATE = 1e-3
+EPOCHS = {"pretrain": PRETRAINING, "finetune": 30}
 PICTURE = Path("out/search.png")
 
 
