@@ -8,8 +8,16 @@ from .store import RESULTS, Store
 
 TASKS = ("inverted", "mnist")
 SEEDS = tuple(range(10))
-# Half as many where a step takes ten times as long and more.
-HEAVY = {"convolutional": SEEDS[:5], "minilm": SEEDS[:5]}
+# Fewer where a step takes ten times as long and more.
+HEAVY = {
+    "convolutional": SEEDS[:5],
+    "minilm": SEEDS[:5],
+    "efficientnet_lite0": SEEDS[:3],
+    "vit": SEEDS[:3],
+    "segformer": SEEDS[:5],
+    "retinanet": SEEDS[:3],
+    "sam": SEEDS[:3],
+}
 # Settings are chosen on networks and divisions of their own.
 SEARCH_SEEDS = (100, 101)
 RATE, LENGTH = 1e-3, 1000
