@@ -9,6 +9,10 @@ import pytest
 import scripts
 
 BACKEND = keras.backend.backend()
+# What is trained here is the benchmark, not the package.
+only_torch = pytest.mark.skipif(
+    BACKEND != "torch", reason="the others compile each network for 20 s"
+)
 
 
 @pytest.fixture
@@ -37,6 +41,7 @@ def problem(load, network):
     return load("grid").PROBLEMS[network](backbone, task)
 
 
+@only_torch
 @pytest.mark.parametrize("network", ["segformer", "retinanet", "sam"])
 def test_an_experiment_runs_and_is_reported(load, tmp_path, capsys, network):
     for drawing in ("matplotlib", "scipy"):
@@ -55,6 +60,7 @@ def test_an_experiment_runs_and_is_reported(load, tmp_path, capsys, network):
     assert "| DualOpt, reach | reach 0.02 |" in printed
 
 
+@only_torch
 @pytest.mark.parametrize("network", ["segformer", "retinanet", "sam"])
 def test_a_network_learns_the_scenes_it_is_pretrained_on(load, network):
     made = problem(load, network)
