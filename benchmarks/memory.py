@@ -2,40 +2,32 @@
 
 import ctypes
 import gc
-import statistics
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
-# What another thread frees meanwhile, or the system takes back, hides a step's
-# memory in one measurement, not in most of them.
-_TIMES = 5
 
 
 def transient_bytes(run):
     """Return the peak of a step over the memory at rest, in bytes.
 
-    The median of a few measurements of the process's high-water mark of
-    resident memory; `None` where the system is not Linux with glibc and has no
-    such mark to reset.
+    The high-water mark of the process's resident memory; `None` where the
+    system is not Linux with glibc and has no such mark to reset.
 
     Args:
         run: `run(count)` makes `count` steps and waits for them to end.
     """
     gc.collect()  # Not in the middle of the step.
     run(3)  # What a backend makes once and keeps is there before.
-    found = []
-    for _ in range(_TIMES):
-        try:
-            # What malloc holds in reserve would hide what the step takes of it.
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            _RESET.write_text("5")  # The mark falls to the present size.
-        except (AttributeError, OSError):
-            return None
-        before = _kilobytes("VmHWM")
-        run(1)
-        found.append(1024 * max(0, _kilobytes("VmHWM") - before))
-    return statistics.median(found)
+    try:
+        # What malloc holds in reserve would hide what the step takes of it.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _RESET.write_text("5")  # The mark falls to the present size.
+    except (AttributeError, OSError):
+        return None
+    before = _kilobytes("VmHWM")
+    run(1)
+    return 1024 * max(0, _kilobytes("VmHWM") - before)
 
 
 def _kilobytes(name):
