@@ -1,5 +1,6 @@
 """The benchmarks run, print their tables, and compare what they say."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -90,18 +91,30 @@ def test_every_contender_runs_in_every_round(load):
     assert len(set(rounds)) > 2
 
 
-def test_memory_of_a_step_is_what_it_needs_for_a_while(load):
-    memory = load("memory")
-    kept = np.ones(1 << 20)
+def test_memory_of_a_step_is_what_it_needs_for_a_while():
+    # In a process of its own, as the benchmark is: where much has been freed,
+    # a step may find its memory there, and malloc cannot always hand it back.
+    program = """
+import memory, numpy as np
 
-    def run(count):
-        for _ in range(count):
-            np.add(kept, 1.0).sum()  # 8 MiB
+kept = np.ones(1 << 20)
 
-    found = memory.transient_bytes(run)
-    if found is None:
+def run(count):
+    for _ in range(count):
+        np.add(kept, 1.0).sum()  # 8 MiB
+
+print(memory.transient_bytes(run))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=scripts.ROOT / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    if found == "None":
         pytest.skip("the system has no high-water mark that can be reset")
-    assert 7e6 < found < 12e6
+    assert 7e6 < int(found) < 12e6
 
 
 def test_depth_prints_what_finding_costs(load, capsys, monkeypatch):
