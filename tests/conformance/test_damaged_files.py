@@ -76,6 +76,10 @@ class Files:
 
     def path(self, data, ending=".weights.h5"):
         path = self.folder / f"damaged{ending}"
+        # HDF5 cannot close some damaged files, and takes what is written into
+        # one that it holds open for what it has read of it. It knows files by
+        # inode, so every file is a new one.
+        path.unlink(missing_ok=True)
         path.write_bytes(data)
         return path
 
