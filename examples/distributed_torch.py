@@ -100,6 +100,7 @@ def main(arguments=None):
                 f"Epoch {epoch + 1}/{options.epochs}: {loss.item():.4f}",
                 flush=True,
             )
+    distributed.barrier()  # Nobody leaves while another still receives.
     distributed.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ middle (or killed) and gone on with another number. All must end where Keras'
 import contextlib
 import itertools
 import json
+import random
 import re
 import shutil
 import socket
@@ -120,12 +121,19 @@ def resumed_here(path, task):
 
 
 def free_ports(count):
-    """Return ports that nobody listens at now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("localhost", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Return ports that nobody listens at now.
+
+    They are below those that systems give to connections, of which the
+    processes of another test open many before these are listened at.
+    """
+    found = []
+    while len(found) < count:
+        # Not by a seed, which would give the same ports to every test process.
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("localhost", port))
+            found.append(port)
+    return found
 
 
 def run(folder, workers, script, arguments, kill=False):
