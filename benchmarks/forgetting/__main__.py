@@ -17,9 +17,9 @@ from .way_back import way_back
 
 # What each does, and the networks it is for.
 EXPERIMENTS = {
-    "search": (experiments.search, LENGTHS),
+    "search": (experiments.search, experiments.SMALL),
     "length": (experiments.length, LENGTHS),
-    "trade_off": (experiments.trade_off, LENGTHS),
+    "trade_off": (experiments.trade_off, experiments.SMALL),
     "tasks": (experiments.tasks, ["dense"]),
     "text": (experiments.text, ["minilm"]),
     "photographs": (experiments.photographs, ["efficientnet_lite0"]),

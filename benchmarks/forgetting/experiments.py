@@ -25,11 +25,7 @@ RATE, LENGTH = 1e-3, 1000
 ALLOWED_LOSS = 8.0
 RATES = (3e-4, 1e-3, 3e-3)
 RIVALS = ("adam", "layerwise", "l2_sp", "rollback", "reach")
-LENGTHS = {
-    "dense": (100, 300, 1000, 3000, 10_000),
-    # Twelve times as slow.
-    "convolutional": (100, 300, 1000, 3000),
-}
+SMALL = ("dense", "convolutional")
 MORE_TASKS = (
     "long_tailed",
     "fine_grained",
@@ -91,6 +87,46 @@ TRANSFORMER_SETTINGS = {
     "replay": (0.1, 0.3, 1.0, 3.0),
     "rollback": (0.005, 0.01, 0.02, 0.05),
     "reach": (0.02, 0.05, 0.1, 0.2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """What `length` measures on a network.
+
+    Args:
+        steps: The lengths of training.
+        since: That from which the change to the end is told.
+        rates: The learning rates.
+        tasks: The new tasks.
+        methods: The methods.
+        search: The experiment whose results choose the settings.
+        quick: The lengths in the `--quick` form.
+    """
+
+    steps: tuple
+    since: int = 1000
+    rates: tuple = RATES
+    tasks: tuple = TASKS
+    methods: tuple = RIVALS
+    search: str = "search"
+    quick: tuple = (100, 200)
+
+
+LENGTHS = {
+    "dense": Lengths((100, 300, 1000, 3000, 10_000)),
+    # Twelve times as slow.
+    "convolutional": Lengths((100, 300, 1000, 3000)),
+    # A thousand times as slow.
+    "efficientnet_lite0": Lengths(
+        (30, 100, 300),
+        since=100,
+        rates=(3e-5, 1e-4, 3e-4),
+        tasks=PHOTOGRAPHS,
+        methods=("adam", "layerwise", "l2_sp", "wise_ft", "reach"),
+        search="photographs",
+        quick=(5, 10),
+    ),
 }
 
 
@@ -217,7 +253,7 @@ def choices(network, folder=RESULTS):
     the best of all; where none does, the one that learns most. Validation
     examples of both problems decide.
     """
-    store = store_of(f"search_{network}", folder)
+    store = store_of(f"{LENGTHS[network].search}_{network}", folder)
     means = {}
     for row in store.rows:
         key = (row["task"], row["method"], float(row["setting"]))
@@ -243,23 +279,32 @@ def choices(network, folder=RESULTS):
 
 def length(network, options):
     """Measure along long runs, at three learning rates: the first picture."""
-    chosen = choices(network, options.folder)
+    asked = LENGTHS[network]
+    # A method that has nothing to choose need not be searched for.
+    chosen = {
+        (task, name): METHODS[name].settings[0]
+        for task in asked.tasks
+        for name in asked.methods
+        if len(METHODS[name].settings) == 1
+    } | choices(network, options.folder)
     runs = [
         Run(network, task, name, chosen[task, name], rate, seed)
-        for task in TASKS
+        for task in asked.tasks
         for seed in (options.seeds[:1] if options.quick else options.seeds)
-        for name in options.chosen(RIVALS)
-        for rate in (RATES[:1] if options.quick else RATES)
+        for name in options.chosen(asked.methods)
+        for rate in (asked.rates[:1] if options.quick else asked.rates)
     ]
     run(
         "length",
         network,
         options,
         runs,
-        LENGTHS[network],
+        asked.steps,
+        quick=asked.quick,
         seeds=list(options.seeds),
         settings={
             f"{task}, {name}": value
             for (task, name), value in sorted(chosen.items())
+            if name in asked.methods
         },
     )

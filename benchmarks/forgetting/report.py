@@ -10,7 +10,6 @@ from .experiments import (
     LENGTHS,
     MORE_TASKS,
     PHOTOGRAPHS,
-    RIVALS,
     SCENES,
     TASKS,
     TEXT,
@@ -26,6 +25,7 @@ LONGEST = 3000
 TITLES = {
     "inverted": "Clothes, then the same\ninverted and turned",
     "mnist": "Clothes, then digits\nunder a new output layer",
+    "stamps": "ImageNet's names,\nthen kinds of things",
 }
 
 
@@ -68,19 +68,24 @@ def spread(cells, seed):
     return max(values) - min(values)
 
 
-def length_table(rows):
-    """Return the lines of a table: how much depends on rate and length."""
+def length_table(rows, asked):
+    """Return the lines of a table: how much depends on rate and length.
+
+    Args:
+        rows: The results.
+        asked: The `Lengths` that they are of.
+    """
     kept, new = curves(rows, "kept"), curves(rows, "new")
     lines = [
         "| task | method | setting | kept, lowest to highest | range | "
-        "reach's − its range | from 1,000 steps to the end | "
+        f"reach's − its range | from {asked.since:,} steps to the end | "
         "new, lowest to highest | "
         "new at the end, below the best |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
-    for task in TITLES:
-        methods = [m for m in RIVALS if (task, m) in kept]
+    for task in asked.tasks:
+        methods = [m for m in asked.methods if (task, m) in kept]
         ranges, ends = {}, {}
         for m in methods:
             cells = kept[task, m]
@@ -104,14 +109,14 @@ def length_table(rows):
             lines.append(
                 f"| {task} | {METHODS[m].label} | {knob} | "
                 f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
-                f"{difference} | {_change(kept[task, m])} | "
+                f"{difference} | {_change(kept[task, m], asked.since)} | "
                 f"{_range(new[task, m])} | "
                 f"{gaps.min():.1f} to {gaps.max():.1f} |"
             )
     return lines
 
 
-def _change(cells, begin=1000):
+def _change(cells, begin):
     """Return how the accuracy goes on, at the worst and at the best rate."""
     end = max(steps for _, steps in cells)
     changes = [
@@ -139,7 +144,7 @@ def _band(values):
     return np.mean(values), min(values), max(values)
 
 
-def length_picture(rows, path):
+def length_picture(rows, asked, path):
     """Draw accuracy kept against training length, a column for each method.
 
     Means over the seeds; the bands go from the lowest to the highest seed.
@@ -149,8 +154,8 @@ def length_picture(rows, path):
     from matplotlib.lines import Line2D
 
     kept, new = curves(rows, "kept"), curves(rows, "new")
-    tasks = [t for t in TITLES if any(key[0] == t for key in kept)]
-    methods = [m for m in RIVALS if any(key[1] == m for key in kept)]
+    tasks = [t for t in asked.tasks if any(key[0] == t for key in kept)]
+    methods = [m for m in asked.methods if any(key[1] == m for key in kept)]
     rates = sorted({rate for cells in kept.values() for rate, _ in cells})
     shades = colormaps["viridis"](np.linspace(0.15, 0.8, len(rates)))
     figure = Figure((2.1 * len(methods) + 0.8, 2.4 * len(tasks) + 0.8))
@@ -227,16 +232,16 @@ def report(folder=RESULTS, images=IMAGES):
     """Print every table and draw every picture that has its results."""
     images = Path(images)
     images.mkdir(parents=True, exist_ok=True)
-    for network in LENGTHS:
+    for network, asked in LENGTHS.items():
         if rows := store_of(f"length_{network}", folder).rows:
             rows, seeds = compared(rows)
             _say(
                 f"Rate and length, {network} network ({seeds})",
-                length_table(rows),
+                length_table(rows, asked),
             )
             short = "" if network == "dense" else f"_{network}"
-            length_picture(rows, images / f"forgetting{short}.png")
-        for task in TITLES:
+            length_picture(rows, asked, images / f"forgetting{short}.png")
+        for task in asked.tasks:
             _say(
                 f"Kept and learned, {network} network, {task}",
                 trade_off.table(f"trade_off_{network}", task, folder),
@@ -247,7 +252,7 @@ def report(folder=RESULTS, images=IMAGES):
             )
         _say(
             f"Two methods, {network} network",
-            trade_off.pairs(f"trade_off_{network}", TITLES, folder),
+            trade_off.pairs(f"trade_off_{network}", asked.tasks, folder),
         )
         _say(f"Cost, {network} network", cost_table(network, folder))
         way_back.picture(network, folder, images / f"way_back_{network}.png")
@@ -255,7 +260,7 @@ def report(folder=RESULTS, images=IMAGES):
     for other in ("narrow", "convolutional"):
         _say(
             f"The setting of another network, dense and {other}",
-            trade_off.carry_over(["dense", other], TITLES, methods, folder),
+            trade_off.carry_over(["dense", other], TASKS, methods, folder),
         )
     for name, tasks in (
         ("tasks_dense", MORE_TASKS),
