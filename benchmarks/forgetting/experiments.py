@@ -34,7 +34,16 @@ MORE_TASKS = (
     "digits_uci",
     "digits_printed",
 )
-SELECTED = ("adam_rates", "l2_sp", "replay", "reach")
+SELECTED = (
+    "adam_rates",
+    "layerwise",
+    "l2_sp",
+    "wise_ft",
+    "without_forgetting",
+    "replay",
+    "rollback",
+    "reach",
+)
 TEXT = ("tweets",)
 # The text encoder takes a third of a second a step.
 TEXT_RATE, TEXT_LENGTH = 3e-4, 100

@@ -161,7 +161,7 @@ def run(folder, workers, script, arguments, kill=False):
                 )
             )
             stack.callback(end, started[-1])
-        deadline = time.monotonic() + 500.0
+        deadline = time.monotonic() + 300.0
         middle = re.compile(rf"Epoch {KILLED_IN}/{EPOCHS}")
         while None in [process.poll() for process in started]:
             assert time.monotonic() < deadline, written(logs)
