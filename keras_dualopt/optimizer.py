@@ -35,7 +35,6 @@ from keras_dualopt.settings import (
     Reach,
     Settings,
     check_learning_rate,
-    is_number,
     peak_learning_rate,
     reference_rate,
 )
@@ -281,9 +280,12 @@ class DualOpt(wrapping.WrappingOptimizer):
     ) -> None:
         follows = self._reference is not None and not self._reference_given
         peak = None
-        if is_number(learning_rate):
-            peak = float(learning_rate)
-        elif follows and not isinstance(learning_rate, keras.Variable):
+        if not callable(learning_rate):  # A schedule is.
+            # Of an array or a tensor, too: `o.learning_rate * 0.5` is one.
+            peak = keras.ops.convert_to_numpy(learning_rate).item()
+            if not isinstance(learning_rate, keras.Variable):
+                learning_rate = peak
+        elif follows:
             peak = peak_learning_rate(learning_rate)
         self.set_learning_rate(learning_rate)
         if peak is not None and self._pending.state is not None:
@@ -520,7 +522,9 @@ class DualOpt(wrapping.WrappingOptimizer):
             self._anchors.units,
         )
         base = self._holder.base
-        if isinstance(base, PaperRule):
+        # Where a rule has a decay of its own, that comes before its step, and
+        # what comes after both is shortened and pulled as for any base.
+        if isinstance(base, PaperRule) and not base.weight_decay:
             base.pull = self._pull
 
     def _remake_pull(self) -> None:

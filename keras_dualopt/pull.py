@@ -176,8 +176,8 @@ class Pull:
                     *(level.amount for level in pulled),
                     *units,
                 ],
-                # At rate 0 nothing is pulled, whatever the strength.
-                rate > 0.0,
+                # Of every rate there is, but unknown to a compiler.
+                rate < math.inf,
             )
         )
         factors = {level: next(hidden) for level in slowed}

@@ -241,7 +241,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         self.check_start()
         self.before_step()
         base = self._holder.base
-        if isinstance(base, PaperRule):  # It pulls within its own step.
+        if isinstance(base, PaperRule) and base.pull is not None:
+            # It pulls within its own step.
             base._backend_update_step(grads, trainable_variables, learning_rate)
             return
         pull, moved = self.pull, []

@@ -10,6 +10,7 @@ import warnings
 
 import keras
 import networks
+import numpy as np
 import pytest
 from networks import dual_opt
 
@@ -69,6 +70,30 @@ def test_a_rate_assigned_before_the_first_step_is_the_reference(order, rate):
         lambdas=networks.strengths(eta=rate),
     )
     networks.assert_close(model, wanted[-1])
+
+
+@pytest.mark.parametrize(
+    "kind", [np.float32, np.array, keras.ops.convert_to_tensor, keras.Variable]
+)
+def test_a_rate_in_an_array_is_its_number(kind, tmp_path):
+    model = networks.compiled(dual_opt(), PRETRAINED)
+    model.optimizer.learning_rate = kind(NEW)
+    networks.fit(model, STEPS)
+    wanted = networks.expected(
+        STEPS,
+        PRETRAINED,
+        rate=NEW,
+        lambdas=networks.strengths(eta=NEW),
+    )
+    networks.assert_close(model, wanted[-1])
+    # Before the state of a file has its variables, and as Keras' idiom.
+    model.save_weights(tmp_path / "x.weights.h5")
+    again = networks.compiled(dual_opt(), PRETRAINED)
+    again.load_weights(tmp_path / "x.weights.h5")
+    again.optimizer.learning_rate = kind(NEW / 4.0)
+    again.optimizer.learning_rate = again.optimizer.learning_rate * 0.5
+    networks.fit(again, 1)
+    assert float(again.optimizer.learning_rate) == pytest.approx(NEW / 8.0)
 
 
 def test_an_assigned_reference_is_saved(tmp_path):

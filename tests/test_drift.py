@@ -223,6 +223,37 @@ def test_without_reach_none_of_it_is_used_and_none_is_logged(arguments):
     assert np.isnan(drift.record.totals["reach_used"]).all()
 
 
+def test_a_resumed_run_goes_on_with_the_file(tmp_path):
+    path, weights = tmp_path / "drift.npz", tmp_path / "x.weights.h5"
+
+    def watched(end, start=0):
+        model = networks.compiled(networks.dual_opt())
+        if start:
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(weights)
+        drift = Drift(every=1, file=path)
+        networks.fit(model, end - start, start, [drift])
+        if end == 2:
+            model.save_weights(weights)
+        return DriftRecord.load(path)
+
+    whole = watched(4)
+    assert watched(2).steps.tolist() == [1, 2]  # A new run, a new record.
+    for killed in (2, 3):  # With the weights of the second step.
+        watched(killed)
+        found = watched(4, start=2)
+        assert found.places == whole.places
+        assert found.steps.tolist() == [1, 2, 3, 4]
+        np.testing.assert_allclose(found.matrix(), whole.matrix(), **CLOSE)
+
+
+def test_a_new_run_begins_a_new_record():
+    drift = Drift(every=1)
+    for _ in range(2):
+        networks.fit(networks.compiled(networks.dual_opt()), 3, 0, [drift])
+        assert drift.record.steps.tolist() == [1, 2, 3]
+
+
 def test_a_record_of_an_earlier_version_is_read(tmp_path):
     drift = Drift(every=2, file=tmp_path / "drift.npz")
     watched_fit(drift, networks.dual_opt())

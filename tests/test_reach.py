@@ -408,6 +408,8 @@ def networks_depths(mode):
 BASES = {
     "adam": lambda rate: bases.Adam(learning_rate=rate),
     "sgd": lambda rate: bases.SGD(learning_rate=rate),
+    "adam, decay": lambda rate: bases.Adam(learning_rate=rate, weight_decay=2),
+    "sgd, decay": lambda rate: bases.SGD(learning_rate=rate, weight_decay=2),
     "AdamW": lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.3),
     "Nadam": lambda rate: keras.optimizers.Nadam(rate),
     "SGD": lambda rate: keras.optimizers.SGD(rate, momentum=0.8),
@@ -442,6 +444,32 @@ def test_each_layer_moves_at_its_own_rate(base, steps):
             np.testing.assert_allclose(
                 got[step][index], alone[step][index], rtol=2e-5, atol=2e-6
             )
+
+
+@pytest.mark.parametrize("steps", [apply_steps, compiled_steps])
+def test_a_slowed_layer_coasts_on_at_a_rate_of_0(steps):
+    """As momentum does, whose step is not in proportion to the rate."""
+
+    def schedule(share):
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            [2], [0.02 * share, 0.0]
+        )
+
+    got, alone = (
+        steps(optimizer, make_variables(), quadratic_gradient(), 6)
+        for optimizer in (
+            DualOpt(
+                schedule(1.0),
+                base=BASES["SGD"](0.02),
+                rollback=0.0,
+                shallow_rate=0.2,
+                depth={".*": 0.5},
+            ),
+            BASES["SGD"](schedule(0.2**0.5)),
+        )
+    )
+    for one, other in zip(got, alone, strict=True):
+        networks.assert_close(one, other)
 
 
 def test_rollback_is_as_strong_as_without_layer_wise_rates():

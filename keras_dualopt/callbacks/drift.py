@@ -71,12 +71,14 @@ class Drift(keras.callbacks.Callback):
     Args:
         every: k ≥ 1: sample one step in k. Default 100.
         file: Where to keep the record, an `.npz` file, written after every
-            epoch. Default `None`: in memory only.
+            epoch; a run that is resumed in another process goes on with it.
+            Default `None`: in memory only.
 
     Attributes:
         record: The `DriftRecord` of the run: `record.matrix("drift")` is one
             row a layer, one column a sample. It goes on with the next `fit`
-            if that trains the same layers.
+            if that trains the same layers; samples of steps that are taken
+            once more, in a new run say, are dropped.
 
     Memory: one copy of these layers, during a sampled step only.
 
@@ -169,17 +171,19 @@ class Drift(keras.callbacks.Callback):
             first = [layer[0] for layer in self._measure.layers]
             # Names change when a model is reloaded, places do not.
             places = [row.key for row in first]
-            old = self.record
-            if first and (
-                old is None
-                or (old.mode, old.places) != (optimizer.mode, places)
-            ):
+            done, old = self._measure.iterations, self.record
+            if old is None and self.file is not None and done:  # Resumed.
+                if os.path.exists(self.file):
+                    old = DriftRecord.load(self.file)
+            if first:
                 self.record = DriftRecord(
                     optimizer.mode,
                     [row.layer for row in first],
                     np.array([row.relative for row in first]),
                     places,
                 )
+                if old is not None and self.record.is_like(old):
+                    self.record = old.until(done)
         measure = self._measure
         return measure if measure is not None and measure.layers else None
 
@@ -277,6 +281,18 @@ class DriftRecord:
         """Append a column."""
         self._samples.append(sample)
 
+    def is_like(self, other: "DriftRecord") -> bool:
+        """Tell whether another has the same rows."""
+        return (self.mode, self.places) == (other.mode, other.places)
+
+    def until(self, step: int) -> "DriftRecord":
+        """Return this record, or one without what comes after a step."""
+        if not len(self) or self.steps[-1] <= step:
+            return self
+        record = DriftRecord(self.mode, self.layers, self.relative, self.places)
+        record._samples = [s for s in self._samples if s.step <= step]
+        return record
+
     @property
     def steps(self) -> Array:
         """The number of updates at each sample."""
@@ -321,6 +337,7 @@ class DriftRecord:
                 mode=np.array(self.mode),
                 layers=np.array(self.layers),
                 relative=self.relative,
+                places=np.array(self.places or []),
                 steps=self.steps,
                 **found,
             )
@@ -331,8 +348,10 @@ class DriftRecord:
         """Read what `save` wrote."""
         with np.load(path) as file:
             names = [str(name) for name in file["layers"]]
-            record = cls(str(file["mode"]), names, file["relative"])
-            # Files of version 0.1 have no `reach_used`. The last axis: samples.
+            # Files of version 0.1 have no `places` and no `reach_used`.
+            places = [str(p) for p in file.get("places", ())] or None
+            record = cls(str(file["mode"]), names, file["relative"], places)
+            # The last axis: samples.
             found = {name: array.T for name, array in file.items()}
         for number, step in enumerate(found["steps"]):
             layers = {n: found[n][number] for n in QUANTITIES if n in found}
