@@ -171,6 +171,28 @@ def test_strength_is_drawn_over_depth_with_a_mark_a_layer(tmp_path):
     assert (tmp_path / "strength.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("reach", "unit", "label"),
+    [
+        (0.05, "go from θ₀", "reach = 0.05, reach_max = 0.15"),
+        ("20%", "share of its layer's size", "reach = 20%, reach_max = 60%"),
+    ],
+)
+def test_reach_is_drawn_in_its_unit_and_only_of_what_is_pulled(
+    reach, unit, label
+):
+    model = networks.network(networks.weights())
+    first = model.layers[0].name
+    optimizer = DualOpt(reach=reach, exclude=f".*{first}/.*").bind(model)
+    optimizer.build(model.trainable_variables)
+    figure = plot_strength(optimizer)
+    _, marks = figure.axes[0].get_lines()
+    np.testing.assert_allclose(marks.get_xdata(), [0.5, 1.0])
+    assert marks.get_ydata().min() > 0.0
+    assert unit in texts(figure)
+    assert label in texts(figure)
+
+
 def test_strength_of_scratch_mode_has_the_units_of_weight_decay():
     figure = plot_strength(DualOpt(**networks.SCRATCH))
     x, y = figure.axes[0].get_lines()[0].get_xydata().T
@@ -183,6 +205,8 @@ def test_strength_of_scratch_mode_has_the_units_of_weight_decay():
 def test_strengths_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match="set in one unit"):
         plot_strength(DualOpt(), DualOpt(mode="scratch"))
+    with pytest.raises(ValueError, match="reach, a share"):
+        plot_strength(DualOpt(reach=0.05), DualOpt(reach="20%"))
     with pytest.raises(ValueError, match="Received: 0"):
         plot_strength()
     with pytest.raises(TypeError, match="Received: str"):
@@ -265,6 +289,8 @@ def test_the_way_back_is_drawn_with_the_chosen_alpha(tmp_path):
     ]
     with pytest.raises(ValueError, match="Received: 'auc'"):
         curve.plot(metrics=["auc"])
+    alone = ReviewCurve([1.0, 0.0], {"mean_absolute_error": [0.1, 0.2]}).plot()
+    assert alone.axes[0].get_ylabel() == "mean_absolute_error"
 
 
 @pytest.mark.parametrize("made", [Drift(), Retention((1, 2))])

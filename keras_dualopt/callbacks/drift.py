@@ -172,9 +172,8 @@ class Drift(keras.callbacks.Callback):
             # Names change when a model is reloaded, places do not.
             places = [row.key for row in first]
             done, old = self._measure.iterations, self.record
-            if old is None and self.file is not None and done:  # Resumed.
-                if os.path.exists(self.file):
-                    old = DriftRecord.load(self.file)
+            if done and old is None and self.file is not None:  # Resumed.
+                old = self._written(self.file)
             if first:
                 self.record = DriftRecord(
                     optimizer.mode,
@@ -186,6 +185,10 @@ class Drift(keras.callbacks.Callback):
                     self.record = old.until(done)
         measure = self._measure
         return measure if measure is not None and measure.layers else None
+
+    @staticmethod
+    def _written(path: str | os.PathLike[str]) -> "DriftRecord | None":
+        return DriftRecord.load(path) if os.path.exists(path) else None
 
     def _close(self, measure: "_Measure") -> None:
         """Measure, if the step has taken place."""

@@ -11,6 +11,7 @@ from keras_dualopt.backend import Array
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import layers_of
 from keras_dualopt.plots.canvas import COLOUR_MAP, COLOURS, finish, new_figure
+from keras_dualopt.settings import Settings
 from keras_dualopt.wrapping import unwrapped
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ _UNITS = {
     "rollback": "share of the way back to θ₀ per step\n"
     "at the reference learning rate",
     "reach": "R: how far a weight may go from θ₀",
+    "reach, a share": "R: how far a weight may go from θ₀,\n"
+    "as a share of its layer's size",
     "weight_decay": "weight decay (AdamW's units):\n"
     "share of θ removed per step / η_t",
 }
@@ -61,7 +64,7 @@ def plot_strength(
                 f"{type(optimizer).__name__} {optimizer!r}."
             )
         found.append(optimizer)
-    kinds = {optimizer.settings.level_names[0] for optimizer in found}
+    kinds = {_kind(optimizer.settings) for optimizer in found}
     if len(kinds) != 1:
         raise ValueError(
             "`plot_strength` takes one DualOpt, or several that are set in one "
@@ -72,7 +75,13 @@ def plot_strength(
     depths = np.linspace(0.0, 1.0, 201)
     for optimizer in found:
         settings = optimizer.settings
-        label = [f"{n} = {getattr(settings, n)}" for n in settings.level_names]
+        ends = [
+            (name, getattr(settings, name)) for name in settings.level_names
+        ]
+        label = [
+            f"{name} = {end if isinstance(end, str) else format(end, 'g')}"
+            for name, end in ends
+        ]
         if settings.shallow_rate != 1.0:
             label.append(f"shallow_rate = {settings.shallow_rate:g}")
         (curve,) = axes.plot(
@@ -81,6 +90,7 @@ def plot_strength(
             markevery=[],
             label=", ".join([*label, f"power = {settings.power:g}"]),
         )
+        # With `reach` what is not pulled has no bound, and so no mark.
         marks = [
             (
                 layer[0].relative,
@@ -88,6 +98,7 @@ def plot_strength(
             )
             for layer in (layers_of(optimizer.rows) if optimizer.built else ())
             if layer[0].relative is not None
+            and (settings.reach is None or any(r.pulled for r in layer))
         ]
         axes.plot(
             [depth for depth, _ in marks],
@@ -102,6 +113,12 @@ def plot_strength(
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(bottom=0.0)
     return finish(figure, path, axes)
+
+
+def _kind(settings: Settings) -> str:
+    """Return which of `_UNITS` strengths are in."""
+    name = settings.level_names[0]
+    return f"{name}, a share" if isinstance(settings.reach, str) else name
 
 
 def draw_trade_off(
@@ -182,6 +199,9 @@ def draw_review(
         label = f"α = {chosen:.3g}"
         axes.axvline(chosen, color="0.4", ls="--", label=label)
     axes.set_xlabel("α (0: pretrained, 1: fine-tuned)")
+    # Of several data sets: "old_accuracy" and "new_accuracy".
     kinds = {name.partition("_")[2] or name for name in metrics}
+    if len(metrics) == 1:
+        kinds = {*metrics}
     axes.set_ylabel(kinds.pop() if len(kinds) == 1 else "metric")
     return finish(figure, path, axes)
