@@ -3,9 +3,9 @@
 A small convolutional network learns scikit-learn's handwritten digits in three
 styles (plain, edges, noisy). Then it is fine-tuned on 300 digits in a new
 style (inverted), for 100 steps, 300 and 1,000: with Keras' Adam, and with
-`DualOpt(learning_rate, reach=0.1)`, which lets no weight go farther from its
-pretrained value than a distance: 0.1 in the shallowest layer, three times as
-far in the deepest. Both at three learning rates. Two things are measured, on
+`DualOpt(learning_rate, reach=0.1)`, which holds weights at about that distance
+from their pretrained values at most: 0.1 in the shallowest layer, three times
+as far in the deepest. Both at three learning rates. Two things are measured, on
 digits that no training saw: the accuracy kept on the three old styles, and the
 accuracy on the new one.
 

@@ -104,10 +104,11 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     With `reach` no weight that starts within c R of θ₀, as all do whose θ₀ was
     taken at the first step, is ever farther, at any learning rate and after any
-    number of steps, where c bounds the base's steps: 1 for Lion, in practice
-    about 1 for Adam (`bases.accepted.step_bound` derives c). A decoupled decay
-    λ of the base's own adds λ |θ₀| to c, weight by weight. Of LoRA's factors b
-    alone is held, so that their product has no bound.
+    number of steps, where c bounds the base's steps: 1 for Lion, 7.3 for Adam
+    (`bases.accepted.step_bound` derives c), with which most weights stay within
+    R and single ones within about 2 R. A decoupled decay λ of the base's own
+    adds λ |θ₀| to c, weight by weight. Of LoRA's factors b alone is held, so
+    that their product has no bound.
 
     The model is found by itself in `fit`, `train_on_batch` and in a loop of
     one's own that has the model at hand; `bind` names it explicitly.

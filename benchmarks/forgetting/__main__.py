@@ -53,11 +53,17 @@ def main(arguments=None):
     parser.add_argument(
         "--quick", action="store_true", help="see that it runs; learn nothing"
     )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        default=Path("out/images"),
+        help="where `report` draws (default: %(default)s)",
+    )
     given = parser.parse_args(arguments)
     if given.experiment == "report":
         from .report import report
 
-        return report(given.results)
+        return report(given.results, given.images)
     experiment, networks = EXPERIMENTS[given.experiment]
     for network in [given.network] if given.network else networks:
         seeds = HEAVY.get(network, SEEDS)

@@ -1,7 +1,6 @@
 """Tables and pictures, drawn from the files in `results/`."""
 
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 
@@ -17,9 +16,7 @@ from .experiments import (
 )
 from .intervals import in_words
 from .methods import METHODS
-from .store import RESULTS
 
-IMAGES = Path("docs/images")
 # Over a tenfold range of rates and a thirtyfold range of lengths.
 LONGEST = 3000
 TITLES = {
@@ -228,9 +225,8 @@ def _say(title, lines):
         print("\n".join(lines))
 
 
-def report(folder=RESULTS, images=IMAGES):
+def report(folder, images):
     """Print every table and draw every picture that has its results."""
-    images = Path(images)
     images.mkdir(parents=True, exist_ok=True)
     for network, asked in LENGTHS.items():
         if rows := store_of(f"length_{network}", folder).rows:
