@@ -143,12 +143,15 @@ def restore(table: Table, state: State) -> None:
     for key in [*wanted, *sorted(held)]:
         if key not in wanted or key not in held:
             name, _, place = key.partition(".")
+            here, there = (
+                ("has", "none") if key in wanted else ("has no", "one")
+            )
             raise _misfit(
-                f"It must have {'a' if key in wanted else 'no'} {name!r} for "
-                f"weight {paths[place]!r}. Received: a file "
-                f"{'without' if key in wanted else 'with'} one. It was written "
-                "by an optimizer with other arguments (base, exclude, depth, "
-                "head, use_ema, gradient_accumulation_steps)."
+                f"This optimizer {here} {name!r} for weight {paths[place]!r}; "
+                f"the file has {there}. It was written with other arguments "
+                "(base, exclude, depth, use_ema, gradient_accumulation_steps) "
+                "or another head. Compile with those of the run that wrote it, "
+                "`bind(model, head=...)` included, before loading."
             )
     # Not where the file's rate was a schedule; and sizes of layers, which are
     # measured anew where they are numbered otherwise.

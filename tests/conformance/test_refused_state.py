@@ -91,7 +91,7 @@ OTHERS = {
     "averages wanted": (
         lambda: chain(5, 4, 2),
         lambda: dual_opt(use_ema=True),
-        r"'model_variables_moving_average'.*without one.*use_ema",
+        r"'model_variables_moving_average'.*file has none.*use_ema",
     ),
     "accumulators wanted": (
         lambda: chain(5, 4, 2),
@@ -101,7 +101,7 @@ OTHERS = {
     "other head": (
         lambda: chain(5, 4, 2),
         lambda: dual_opt(depth={".*": 0.3}),
-        r"a 'anchors' for weight .*dense_\d+/kernel.*head",
+        r"has 'anchors' for weight .*dense_\d+/kernel.*head",
     ),
 }
 
@@ -137,11 +137,11 @@ def test_other_state_is_refused_before_anything_is_written(other, built, state):
 # The head of one side and of the other, as numbers of layers from the end, and
 # what the reader expects of which layer. Found by itself, the head is one.
 HEADS = {
-    "none, found": (0, None, "no", 2),
-    "found, none": (None, 0, "a", 2),
-    "found, two": (None, 2, "no", 1),
-    "two, found": (2, None, "a", 1),
-    "two, none": (2, 0, "a", 1),
+    "none, found": (0, None, "has no", 2),
+    "found, none": (None, 0, "has", 2),
+    "found, two": (None, 2, "has no", 1),
+    "two, found": (2, None, "has", 1),
+    "two, none": (2, 0, "has", 1),
 }
 
 
@@ -159,7 +159,7 @@ def test_state_of_another_head_is_refused(case, built):
     model, optimizer = chain(5, 4, 2), dual_opt()
     path = model.layers[layer].kernel.path
     words = (
-        rf"does not fit\. It must have {expected} 'anchors' for weight "
+        rf"does not fit\. This optimizer {expected} 'anchors' for weight "
         rf"'{path}'.*head"
     )
     head = head_of(model, bound)
