@@ -194,6 +194,8 @@ def main(arguments=None):
 
     print(f"Keras {keras.__version__} on {keras.backend.backend()}", flush=True)
     for seed in range(options.seeds):
+        now = time.monotonic() - started
+        print(f"{now:4.0f} s, seed {seed}: pretraining", flush=True)
         run_seed(
             seed,
             pretraining,
