@@ -130,7 +130,7 @@ LENGTHS = {
     "efficientnet_lite0": Lengths(
         (30, 100, 300),
         since=100,
-        rates=(3e-5, 1e-4, 3e-4),
+        rates=(PHOTOGRAPHS_RATE,),
         tasks=PHOTOGRAPHS,
         methods=("adam", "layerwise", "l2_sp", "wise_ft", "reach"),
         search="photographs",
