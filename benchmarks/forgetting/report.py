@@ -113,6 +113,48 @@ def length_table(rows, asked):
     return lines
 
 
+def one_rate_table(rows, asked):
+    """Return the lines of a table of lengths alone: kept / new at each.
+
+    Args:
+        rows: The results.
+        asked: The `Lengths` that they are of, with one rate.
+    """
+    kept, new = curves(rows, "kept"), curves(rows, "new")
+    places = [(asked.rates[0], steps) for steps in asked.steps]
+    heads = [f"{steps:,} steps" for steps in asked.steps]
+    lines = [
+        "| task | method | setting | " + " | ".join(heads) + " | at the end: "
+        "kept − reach's | new − reach's |",
+        "|---" * (5 + len(heads)) + "|",
+    ]
+    settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
+    for task, m in [(t, m) for t in asked.tasks for m in asked.methods]:
+        if (task, m) not in kept:
+            continue
+        cells = [
+            " / ".join(
+                f"{np.mean(list(found[task, m][place].values())):.1f}"
+                for found in (kept, new)
+            )
+            for place in places
+        ]
+        for found in (kept, new):
+            own, ours = (found[task, x][places[-1]] for x in (m, "reach"))
+            cells.append(
+                in_words([own[seed] - ours[seed] for seed in sorted(ours)])
+                if m != "reach" and ours
+                else ""
+            )
+        knob = METHODS[m].knob and f"{settings[task, m]:g}"
+        lines.append(
+            f"| {task} | {METHODS[m].label} | {knob} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return lines
+
+
 def _change(cells, begin):
     """Return how the accuracy goes on, at the worst and at the best rate."""
     end = max(steps for _, steps in cells)
@@ -177,6 +219,9 @@ def length_picture(rows, asked, path):
                             steps, low, high, color=shade, alpha=0.15, lw=0
                         )
             axis.set_xscale("log")
+            axis.minorticks_off()
+            axis.set_xticks(asked.steps, map("{:,}".format, asked.steps))
+            axis.tick_params(axis="x", labelsize=7)
             axis.grid(alpha=0.25)
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
@@ -231,9 +276,10 @@ def report(folder, images):
     for network, asked in LENGTHS.items():
         if rows := store_of(f"length_{network}", folder).rows:
             rows, seeds = compared(rows)
+            table = one_rate_table if len(asked.rates) == 1 else length_table
             _say(
                 f"Rate and length, {network} network ({seeds})",
-                length_table(rows, asked),
+                table(rows, asked),
             )
             short = "" if network == "dense" else f"_{network}"
             length_picture(rows, asked, images / f"forgetting{short}.png")
