@@ -22,11 +22,16 @@ from keras_dualopt.depth import (
     LayerDepth,
     check_head,
     find_model,
-    layer_depth,
     no_weights,
     training_model,
 )
-from keras_dualopt.plan import Row, aliases_of, make_rows, names_of
+from keras_dualopt.plan import (
+    Row,
+    aliases_of,
+    find_depth,
+    make_rows,
+    names_of,
+)
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
@@ -412,6 +417,14 @@ class DualOpt(wrapping.WrappingOptimizer):
             self._model_reference = weakref.ref(model)
         self.note_trainer()
 
+    def depth_in(self, model: keras.Model) -> LayerDepth:
+        """Return the depths in force; before `build`, what it would decide."""
+        if self.built:
+            return self._depth
+        settings, trained = self.settings, model.trainable_variables
+        aliases = aliases_of(self._names, names_of(model), model)
+        return find_depth(settings, model, self._head, trained, aliases)
+
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
         """Create θ₀ and what belongs to it."""
         self._anchors = Anchors(
@@ -689,7 +702,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             # What was bound by hand would not be found by itself.
             depth = self.depth
             if not self.built:
-                depth = layer_depth(self._bound_model(), head=self._head)
+                depth = self.depth_in(self._bound_model())
         if isinstance(depth, LayerDepth):
             depth = keras.saving.serialize_keras_object(depth)
         elif depth is not None:

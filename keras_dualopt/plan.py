@@ -112,21 +112,13 @@ def make_rows(
         functools.partial(_excluded, settings.exclude, known, variables),
         aliases,
     )
-    given = settings.depth
-    if isinstance(given, LayerDepth):
-        depth = given
-    elif given is None:
-        depth = layer_depth(model, head=() if scratch else head)
-    else:
-        depth = _by_name(
-            functools.partial(depth_from_patterns, given, variables, model),
-            aliases,
-        )
+    depth = find_depth(settings, model, head, variables, aliases)
     places: Sequence[DepthRow] = depth.rows  # Of patterns, in order.
     if model is not None:
         places = depth.place(model, variables)
     one_layer = len({row.index for row in depth.rows}) == 1
-    output_only = scratch and one_layer and not isinstance(given, Mapping)
+    patterns = isinstance(settings.depth, Mapping)
+    output_only = scratch and one_layer and not patterns
     rows = []
     for variable, place, free in zip(variables, places, excluded, strict=True):
         row = Row(variable, place.key, place.layer, place.pretrained, free)
@@ -145,6 +137,27 @@ def make_rows(
     if not scratch:
         _check_something_is_pretrained(rows, depth)
     return depth, rows
+
+
+def find_depth(
+    settings: Settings,
+    model: keras.Model | None,
+    head: Head,
+    variables: Sequence[keras.Variable],
+    aliases: Mapping[int, str],
+) -> LayerDepth:
+    """Return the depths that `make_rows` decides by, from the same things."""
+    given = settings.depth
+    if isinstance(given, LayerDepth):
+        return given
+    if given is None:
+        return layer_depth(
+            model, head=() if settings.mode == "scratch" else head
+        )
+    return _by_name(
+        functools.partial(depth_from_patterns, given, variables, model),
+        aliases,
+    )
 
 
 _Decided = TypeVar("_Decided")
