@@ -49,7 +49,8 @@ class Row:
     Args:
         variable: The weight.
         key: Its place in the model, the same in every copy of it.
-        layer: The path of the layer that owns it.
+        layer: The path of the layer that owns it, or, where others have that,
+            the names of the layers around it as well: no other has it.
         pretrained: Whether it counts as pretrained.
         excluded: Whether `exclude` names it.
         relative: Its relative depth in [0, 1]; `None` for the head.
@@ -271,7 +272,7 @@ def _measure_in_layers(rows: Sequence[Row]) -> None:
 
 def layers_of(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows by layer, shallowest first, the head last."""
-    # Paths are not unique: two nested models may use the same names.
+    # Not all weights that a layer owns need lie at one depth.
     groups: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.layer, row.relative), []).append(row)
