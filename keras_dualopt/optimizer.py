@@ -491,6 +491,20 @@ class DualOpt(wrapping.WrappingOptimizer):
             )
         return model
 
+    @property
+    def waits(self) -> bool:
+        """Whether a state or anchors were given that `build` did not take."""
+        return self._pending.state is not None or self._pending.has_source
+
+    def check_taken(self) -> None:
+        """Refuse to go on after `build` without what it was to take."""
+        if self.waits:
+            raise ValueError(
+                "The state or the anchors given before the optimizer was built "
+                "did not fit the model and were refused. Load a file that "
+                "fits, or make a new optimizer."
+            )
+
     def _check_built(self, what: str) -> None:
         if not self.built:
             raise ValueError(
@@ -503,12 +517,7 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def check_start(self) -> None:
         """Refuse to train, before a step moves anything."""
-        if self._pending.state is not None or self._pending.has_source:
-            raise ValueError(
-                "The state or the anchors given before the optimizer was built "
-                "did not fit the model and were refused. Load a file that "
-                "fits, or make a new optimizer."
-            )
+        self.check_taken()
         if self.mode == "finetune":
             self._anchors.check(self._stage_is_meant)
 
