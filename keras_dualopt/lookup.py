@@ -65,6 +65,7 @@ def holder_of(model: keras.Model) -> DualOpt:
     Raises:
         ValueError: If there is none, or more than one.
     """
+    read_waiting(model)
     own = unwrapped(getattr(model, "optimizer", None))
     if hasattr(own, "optimizers") or (
         isinstance(own, DualOpt) and own.has_anchors

@@ -508,9 +508,14 @@ class DualOpt(wrapping.WrappingOptimizer):
     def _check_built(self, what: str) -> None:
         if not self.built:
             raise ValueError(
-                "The optimizer has not seen its variables, so that it has no "
-                f"{what} yet. Call "
-                "`optimizer.build(model.trainable_variables)` or train first."
+                "The optimizer has not seen its variables, "
+                + (
+                    "and the state or the anchors given before wait for them"
+                    if self.waits
+                    else f"so that it has no {what} yet"
+                )
+                + ". Call `optimizer.build(model.trainable_variables)` or "
+                "train first."
             )
 
     # The step: θ₀, the base's step, the pull.

@@ -171,6 +171,27 @@ def test_a_wrapped_optimizer_and_a_reloaded_model_know_the_way(tmp_path):
         networks.assert_same(networks.arrays(one.weights), tuned)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+@pytest.mark.parametrize("wrap", [False, True])
+def test_anchors_that_a_file_has_brought_know_the_way(wrap, tmp_path):
+    def make():
+        inner = networks.dual_opt()
+        return keras.optimizers.LossScaleOptimizer(inner) if wrap else inner
+
+    run = trained(make())
+    tuned = networks.arrays(run.weights)
+    run.save_weights(tmp_path / "run.weights.h5")
+    for walk in (interpolate, review):
+        model = networks.compiled(make(), OTHER)
+        model.load_weights(tmp_path / "run.weights.h5")
+        if walk is interpolate:
+            interpolate(model, 0.37)
+            assert_at(model, 0.37, tuned)
+        else:
+            for alpha in review(model, 2):
+                assert_at(model, alpha, tuned)
+
+
 def test_another_optimizer_is_a_source(model, tuned):
     stranger = networks.compiled(keras.optimizers.SGD(), tuned)
     with pytest.raises(ValueError, match=r"none for .*dense_0"):

@@ -155,6 +155,18 @@ REFUSED = {
 }
 
 
+def test_a_state_that_waits_for_build_is_said_to_wait(tmp_path):
+    networks.trained().save_weights(tmp_path / "run.weights.h5")
+    model = networks.compiled(dual_opt(), OTHER)
+    model.load_weights(tmp_path / "run.weights.h5")
+    with pytest.raises(ValueError, match=r"wait for them.*optimizer\.build"):
+        dual_opt().anchor_at(model.optimizer)
+    model.optimizer.build(model.trainable_variables)
+    networks.compile(model, dual_opt().anchor_at(model.optimizer))
+    networks.fit(model, 1)
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+
+
 @pytest.fixture(scope="module")
 def once_trained():
     model = networks.compiled()
