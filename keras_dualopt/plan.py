@@ -20,7 +20,7 @@ from keras_dualopt.depth import (
     layer_depth,
     place_keys,
 )
-from keras_dualopt.pull import Level
+from keras_dualopt.pull import Level, compute_dtype
 from keras_dualopt.settings import Head, Settings
 
 # The names that Keras gives to LoRA's factors (`Layer.enable_lora`).
@@ -335,7 +335,8 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
         start = _STARTS.get(row.path.rpartition("/")[2])
         if start is None or row.relative is None:
             continue
-        wide = np.asarray(value).astype("float32")
+        array = np.asarray(value)
+        wide = array.astype(compute_dtype(array.dtype.name))
         distance = float(np.max(np.abs(wide - start), initial=0.0))
         if distance:
             moved.add(row.layer)

@@ -200,7 +200,7 @@ def numpy_value(value: keras.Variable | Array) -> Array:
 
 def check_finite(value: Array, path: str, remedy: str) -> None:
     """Refuse anchors that would make every weight NaN."""
-    finite = np.isfinite(np.asarray(value, dtype="float32"))
+    finite = np.isfinite(value)
     if not finite.all():
         raise ValueError(
             "The weights to anchor at must be finite. Received: "
