@@ -90,7 +90,9 @@ def towers(*scales, apart=True):
         for weight in tower.weights if scale else ():
             weight.assign(random.normal(0.0, scale, weight.shape))
         outputs.append(tower(below))
-    hidden = keras.layers.Concatenate()(outputs) if apart else outputs[0]
+    hidden = outputs[0]
+    if len(outputs) > 1:
+        hidden = keras.layers.Concatenate()(outputs)
     head = keras.layers.Dense(WIDTHS[-1], name="head")
     return keras.Model(inputs, head(hidden))
 
