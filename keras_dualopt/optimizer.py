@@ -25,13 +25,7 @@ from keras_dualopt.depth import (
     no_weights,
     training_model,
 )
-from keras_dualopt.plan import (
-    Row,
-    aliases_of,
-    find_depth,
-    make_rows,
-    names_of,
-)
+from keras_dualopt.plan import Row, aliases_of, find_depth, make_rows, names_of
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
@@ -507,15 +501,12 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def _check_built(self, what: str) -> None:
         if not self.built:
+            why = f"so that it has no {what} yet"
+            if self.waits:
+                why = "and the state or the anchors given before wait for them"
             raise ValueError(
-                "The optimizer has not seen its variables, "
-                + (
-                    "and the state or the anchors given before wait for them"
-                    if self.waits
-                    else f"so that it has no {what} yet"
-                )
-                + ". Call `optimizer.build(model.trainable_variables)` or "
-                "train first."
+                f"The optimizer has not seen its variables, {why}. Call "
+                "`optimizer.build(model.trainable_variables)` or train first."
             )
 
     # The step: θ₀, the base's step, the pull.

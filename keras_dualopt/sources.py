@@ -144,37 +144,32 @@ def _in_model(
     """Return what another model has in the same places."""
     if model is None:
         raise ValueError(_BARE.format("find the same places in another model"))
+    shapes = _shapes(source)
+    parts = [p for p in (model, *nested_models(model)) if _shapes(p) == shapes]
     theirs = dict(zip(place_keys(source, source.weights), source.weights))
     # By their weights: one model may be all that another one holds.
     found: dict[frozenset[int], list[keras.Variable | None]] = {}
-    names = []
-    for part in _parts_like(source, model):
+    for part in parts or [model]:
         keys = place_keys(part, part.weights)
         places = {id(w): theirs.get(key) for w, key in zip(part.weights, keys)}
         values = [places.get(id(variable)) for variable in variables]
         known = sum(value is not None for value in values)
         if known == len(values):
             return values
-        if known and frozenset(places) not in found:
-            found[frozenset(places)] = values
-            names.append(repr(part.name))
+        if known:
+            found.setdefault(frozenset(places), values)
     if len(found) > 1:
         raise ValueError(
             "`source` must stand for one part of the model. Received: "
-            f"{source.name!r}, which may be each of {', '.join(names)}. Pass a "
-            "model, or a weights file, of the whole architecture."
+            f"{source.name!r}, which may be any of "
+            f"{', '.join(repr(part.name) for part in parts)}. Pass a model, or "
+            "a weights file, of the whole architecture."
         )
     return next(iter(found.values()), [None] * len(variables))
 
 
-def _parts_like(source: keras.Model, model: keras.Model) -> list[keras.Model]:
-    """Return the parts of `model` that `source` may stand for."""
-    shapes = sorted(tuple(weight.shape) for weight in source.weights)
-    return [
-        part
-        for part in (model, *nested_models(model))
-        if sorted(tuple(weight.shape) for weight in part.weights) == shapes
-    ] or [model]
+def _shapes(model: keras.Model) -> list[tuple[int, ...]]:
+    return sorted(tuple(weight.shape) for weight in model.weights)
 
 
 def _in_file(

@@ -5,6 +5,7 @@ import networks
 import pytest
 
 from keras_dualopt import DualOpt
+from keras_dualopt.callbacks import Drift
 
 
 def table(optimizer):
@@ -104,3 +105,7 @@ def test_layers_of_one_name_at_one_depth_have_rows_and_names_of_their_own():
     ]
     # Elsewhere the path says which layer it is.
     assert rows[-1][0] == model.layers[-1].path
+    drift = Drift()
+    networks.compile(model, DualOpt(rollback=0.5))
+    networks.fit(model, 1, callbacks=[drift])
+    assert drift.record.layers == [row[0] for row in rows[:-1]]
