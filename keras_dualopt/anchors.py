@@ -18,6 +18,7 @@ from keras import ops
 from keras_dualopt.backend import Array, Tensor, engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.plan import Row, layers_of, look_new
+from keras_dualopt.pull import compute_dtype
 from keras_dualopt.sources import check_finite
 from keras_dualopt.wrapping import WrappingOptimizer, concrete
 
@@ -351,7 +352,8 @@ def _was_moved(row: Row, value: Array) -> bool:
 
 
 def _hash(value: Array) -> int:
-    return hash(value.astype("float32").tobytes())
+    # θ₀ may be of another dtype than its weight, and the same.
+    return hash(value.astype("float64").tobytes())
 
 
 def _some(names: Sequence[str]) -> str:
@@ -363,11 +365,11 @@ def _check_exact(value: Array, dtype: str, row: Row) -> None:
     """Refuse to hold θ₀ in a dtype that would round it."""
     if dtype == row.variable.dtype:
         return
-    wide = np.asarray(value).astype("float32")
+    wide = value.astype(compute_dtype(value.dtype.name))
     # In NumPy: the proof may run while a step is traced.
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     with np.errstate(over="ignore"):
-        narrow = wide.astype(kind).astype("float32")
+        narrow = wide.astype(kind).astype(wide.dtype)
     wrong = wide != narrow
     if wrong.any():
         off = np.max(np.abs(wide.astype("float64") - narrow)[wrong])

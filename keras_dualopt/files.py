@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_dualopt import checkpoint
 from keras_dualopt.backend import Array
-from keras_dualopt.lookup import optimizer_of
+from keras_dualopt.lookup import optimizer_of, read_waiting
 from keras_dualopt.wrapping import settle
 
 _KERAS, _WEIGHTS = ".keras", ".weights.h5"
@@ -23,9 +23,10 @@ def save_without_anchors(
     """Save a model without θ₀, which takes as much room as the weights.
 
     The model in memory stays as it is and can be trained on. The file loads
-    and evaluates; a training step on the loaded model is an error that names
-    `anchor_at`. Under `LossScaleOptimizer`, Keras warns when it loads the
-    file, and the loss scale starts anew.
+    and evaluates; if θ₀ was there, from a first step or by `anchor_at`, a
+    training step on the loaded model is an error that names `anchor_at`. Under
+    `LossScaleOptimizer`, Keras warns when it loads the file, and the loss scale
+    starts anew.
 
     Args:
         model: A model compiled with `DualOpt(mode="finetune")`.
@@ -34,7 +35,8 @@ def save_without_anchors(
 
     Raises:
         ValueError: If the model is not compiled with DualOpt, or in scratch
-            mode, or for another kind of file.
+            mode, or for another kind of file; or if a state was read that
+            does not fit.
 
     Example:
     >>> import tempfile
@@ -54,6 +56,7 @@ def save_without_anchors(
             "`save_without_anchors` needs fine-tune mode. Received: scratch "
             "mode, where there are no anchors. Call `model.save`."
         )
+    read_waiting(model)
     settle(model)
     outer = model.optimizer
     rows = optimizer.rows if optimizer.built else []

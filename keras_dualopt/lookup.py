@@ -43,6 +43,19 @@ def optimizer_of(model: keras.Model, beside_others: bool = False) -> DualOpt:
     )
 
 
+def read_waiting(model: keras.Model) -> None:
+    """Build a model's DualOpt for which a state or anchors wait.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    optimizer = unwrapped(getattr(model, "optimizer", None))
+    if isinstance(optimizer, DualOpt):
+        if optimizer.waits and not optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        optimizer.check_taken()
+
+
 def holder_of(model: keras.Model) -> DualOpt:
     """Return the DualOpt that has θ₀ of a model's weights.
 
@@ -52,6 +65,7 @@ def holder_of(model: keras.Model) -> DualOpt:
     Raises:
         ValueError: If there is none, or more than one.
     """
+    read_waiting(model)
     own = unwrapped(getattr(model, "optimizer", None))
     if hasattr(own, "optimizers") or (
         isinstance(own, DualOpt) and own.has_anchors

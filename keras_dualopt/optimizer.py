@@ -22,11 +22,10 @@ from keras_dualopt.depth import (
     LayerDepth,
     check_head,
     find_model,
-    layer_depth,
     no_weights,
     training_model,
 )
-from keras_dualopt.plan import Row, aliases_of, make_rows, names_of
+from keras_dualopt.plan import Row, aliases_of, find_depth, make_rows, names_of
 from keras_dualopt.pull import Pull
 from keras_dualopt.settings import (
     Depth,
@@ -415,6 +414,14 @@ class DualOpt(wrapping.WrappingOptimizer):
             self._model_reference = weakref.ref(model)
         self.note_trainer()
 
+    def depth_in(self, model: keras.Model) -> LayerDepth:
+        """Return the depths in force; before `build`, what it would decide."""
+        if self.built:
+            return self._depth
+        settings, trained = self.settings, model.trainable_variables
+        aliases = aliases_of(self._names, names_of(model), model)
+        return find_depth(settings, model, self._head, trained, aliases)
+
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
         """Create θ₀ and what belongs to it."""
         self._anchors = Anchors(
@@ -481,11 +488,27 @@ class DualOpt(wrapping.WrappingOptimizer):
             )
         return model
 
+    @property
+    def waits(self) -> bool:
+        """Whether a state or anchors were given that `build` did not take."""
+        return self._pending.state is not None or self._pending.has_source
+
+    def check_taken(self) -> None:
+        """Refuse to go on after `build` without what it was to take."""
+        if self.waits:
+            raise ValueError(
+                "The state or the anchors given before the optimizer was built "
+                "did not fit the model and were refused. Load a file that "
+                "fits, or make a new optimizer."
+            )
+
     def _check_built(self, what: str) -> None:
         if not self.built:
+            why = f"so that it has no {what} yet"
+            if self.waits:
+                why = "and the state or the anchors given before wait for them"
             raise ValueError(
-                "The optimizer has not seen its variables, so that it has no "
-                f"{what} yet. Call "
+                f"The optimizer has not seen its variables, {why}. Call "
                 "`optimizer.build(model.trainable_variables)` or train first."
             )
 
@@ -493,12 +516,7 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def check_start(self) -> None:
         """Refuse to train, before a step moves anything."""
-        if self._pending.state is not None or self._pending.has_source:
-            raise ValueError(
-                "The state or the anchors given before the optimizer was built "
-                "did not fit the model and were refused. Load a file that "
-                "fits, or make a new optimizer."
-            )
+        self.check_taken()
         if self.mode == "finetune":
             self._anchors.check(self._stage_is_meant)
 
@@ -694,7 +712,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             # What was bound by hand would not be found by itself.
             depth = self.depth
             if not self.built:
-                depth = layer_depth(self._bound_model(), head=self._head)
+                depth = self.depth_in(self._bound_model())
         if isinstance(depth, LayerDepth):
             depth = keras.saving.serialize_keras_object(depth)
         elif depth is not None:

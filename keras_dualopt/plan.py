@@ -20,7 +20,7 @@ from keras_dualopt.depth import (
     layer_depth,
     place_keys,
 )
-from keras_dualopt.pull import Level
+from keras_dualopt.pull import Level, compute_dtype
 from keras_dualopt.settings import Head, Settings
 
 # The names that Keras gives to LoRA's factors (`Layer.enable_lora`).
@@ -49,7 +49,8 @@ class Row:
     Args:
         variable: The weight.
         key: Its place in the model, the same in every copy of it.
-        layer: The path of the layer that owns it.
+        layer: The path of the layer that owns it, or, where others have that,
+            the names of the layers around it as well: no other has it.
         pretrained: Whether it counts as pretrained.
         excluded: Whether `exclude` names it.
         relative: Its relative depth in [0, 1]; `None` for the head.
@@ -112,21 +113,13 @@ def make_rows(
         functools.partial(_excluded, settings.exclude, known, variables),
         aliases,
     )
-    given = settings.depth
-    if isinstance(given, LayerDepth):
-        depth = given
-    elif given is None:
-        depth = layer_depth(model, head=() if scratch else head)
-    else:
-        depth = _by_name(
-            functools.partial(depth_from_patterns, given, variables, model),
-            aliases,
-        )
+    depth = find_depth(settings, model, head, variables, aliases)
     places: Sequence[DepthRow] = depth.rows  # Of patterns, in order.
     if model is not None:
         places = depth.place(model, variables)
     one_layer = len({row.index for row in depth.rows}) == 1
-    output_only = scratch and one_layer and not isinstance(given, Mapping)
+    patterns = isinstance(settings.depth, Mapping)
+    output_only = scratch and one_layer and not patterns
     rows = []
     for variable, place, free in zip(variables, places, excluded, strict=True):
         row = Row(variable, place.key, place.layer, place.pretrained, free)
@@ -145,6 +138,27 @@ def make_rows(
     if not scratch:
         _check_something_is_pretrained(rows, depth)
     return depth, rows
+
+
+def find_depth(
+    settings: Settings,
+    model: keras.Model | None,
+    head: Head,
+    variables: Sequence[keras.Variable],
+    aliases: Mapping[int, str],
+) -> LayerDepth:
+    """Return the depths that `make_rows` decides by, from the same things."""
+    given = settings.depth
+    if isinstance(given, LayerDepth):
+        return given
+    if given is None:
+        return layer_depth(
+            model, head=() if settings.mode == "scratch" else head
+        )
+    return _by_name(
+        functools.partial(depth_from_patterns, given, variables, model),
+        aliases,
+    )
 
 
 _Decided = TypeVar("_Decided")
@@ -258,7 +272,7 @@ def _measure_in_layers(rows: Sequence[Row]) -> None:
 
 def layers_of(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows by layer, shallowest first, the head last."""
-    # Paths are not unique: two nested models may use the same names.
+    # Not all weights that a layer owns need lie at one depth.
     groups: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.layer, row.relative), []).append(row)
@@ -321,7 +335,8 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
         start = _STARTS.get(row.path.rpartition("/")[2])
         if start is None or row.relative is None:
             continue
-        wide = np.asarray(value).astype("float32")
+        array = np.asarray(value)
+        wide = array.astype(compute_dtype(array.dtype.name))
         distance = float(np.max(np.abs(wide - start), initial=0.0))
         if distance:
             moved.add(row.layer)

@@ -144,22 +144,32 @@ def _in_model(
     """Return what another model has in the same places."""
     if model is None:
         raise ValueError(_BARE.format("find the same places in another model"))
-    part = _counterpart(source, model)
-    places = {
-        id(weight): key
-        for weight, key in zip(part.weights, place_keys(part, part.weights))
-    }
+    shapes = _shapes(source)
+    parts = [p for p in (model, *nested_models(model)) if _shapes(p) == shapes]
     theirs = dict(zip(place_keys(source, source.weights), source.weights))
-    return [theirs.get(places.get(id(variable), "")) for variable in variables]
+    # By their weights: one model may be all that another one holds.
+    found: dict[frozenset[int], list[keras.Variable | None]] = {}
+    for part in parts or [model]:
+        keys = place_keys(part, part.weights)
+        places = {id(w): theirs.get(key) for w, key in zip(part.weights, keys)}
+        values = [places.get(id(variable)) for variable in variables]
+        known = sum(value is not None for value in values)
+        if known == len(values):
+            return values
+        if known:
+            found.setdefault(frozenset(places), values)
+    if len(found) > 1:
+        raise ValueError(
+            "`source` must stand for one part of the model. Received: "
+            f"{source.name!r}, which may be any of "
+            f"{', '.join(repr(part.name) for part in parts)}. Pass a model, or "
+            "a weights file, of the whole architecture."
+        )
+    return next(iter(found.values()), [None] * len(variables))
 
 
-def _counterpart(source: keras.Model, model: keras.Model) -> keras.Model:
-    """Return the part of `model` that `source` stands for."""
-    shapes = sorted(tuple(weight.shape) for weight in source.weights)
-    for part in (model, *nested_models(model)):
-        if sorted(tuple(weight.shape) for weight in part.weights) == shapes:
-            return part
-    return model
+def _shapes(model: keras.Model) -> list[tuple[int, ...]]:
+    return sorted(tuple(weight.shape) for weight in model.weights)
 
 
 def _in_file(
@@ -200,7 +210,7 @@ def numpy_value(value: keras.Variable | Array) -> Array:
 
 def check_finite(value: Array, path: str, remedy: str) -> None:
     """Refuse anchors that would make every weight NaN."""
-    finite = np.isfinite(np.asarray(value, dtype="float32"))
+    finite = np.isfinite(value)
     if not finite.all():
         raise ValueError(
             "The weights to anchor at must be finite. Received: "

@@ -72,6 +72,31 @@ def network(start=None, dtype=None, **layer_arguments):
     return model
 
 
+def towers(*scales, apart=True):
+    """Return a head on models whose layers have the same names and paths.
+
+    Side by side, each on the input, or (not `apart`) one after the other; all
+    that they hold is of the size of their scale; 0.0: as Keras makes it.
+    """
+    random = np.random.default_rng(6)
+    inputs = keras.Input((WIDTHS[0],))
+    outputs = []
+    for number, scale in enumerate(scales):
+        below = inputs if apart or not outputs else outputs.pop()
+        start = keras.Input(below.shape[1:])
+        end = keras.layers.Dense(5, activation="tanh", name="mid")(start)
+        end = keras.layers.Dense(4, name="proj")(end)
+        tower = keras.Model(start, end, name=f"tower_{number}")
+        for weight in tower.weights if scale else ():
+            weight.assign(random.normal(0.0, scale, weight.shape))
+        outputs.append(tower(below))
+    hidden = outputs[0]
+    if len(outputs) > 1:
+        hidden = keras.layers.Concatenate()(outputs)
+    head = keras.layers.Dense(WIDTHS[-1], name="head")
+    return keras.Model(inputs, head(hidden))
+
+
 def dual_opt(rate=RATE, **arguments):
     """Return an optimizer for fine-tuning."""
     return DualOpt(rate, **{**FINETUNE, **arguments})

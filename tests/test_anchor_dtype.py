@@ -4,7 +4,7 @@ import keras
 import networks
 import numpy as np
 import pytest
-from cases import DEPTHS, FINETUNE, make_variables, quadratic_gradient
+from cases import BACKEND, DEPTHS, FINETUNE, make_variables, quadratic_gradient
 from loops import apply_steps, compiled_steps
 
 from keras_dualopt import DualOpt
@@ -101,6 +101,19 @@ def test_anchors_that_do_not_fit_are_refused_and_the_old_ones_stay():
         model.optimizer.anchors[:6], start("bfloat16"), strict=False
     ):
         np.testing.assert_array_equal(wide(anchor), theta)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX without x64 has no float64")
+def test_digits_that_float32_has_not_count_in_float64():
+    weights = [np.float64(array) for array in start("bfloat16")]
+    model = networks.network(weights, dtype="float64")
+    networks.compile(model, networks.dual_opt(anchor_dtype="bfloat16"))
+    model.layers[1].kernel.assign(weights[2] + 1e-9)
+    with pytest.raises(ValueError, match=r"dense_1/kernel', 20 of whose 20"):
+        networks.fit(model, 1)
+    model.set_weights(weights)
+    networks.fit(model, 1)
+    networks.assert_anchored_at(model.optimizer, weights)
 
 
 def test_a_saved_run_goes_on_as_if_it_had_never_stopped(tmp_path):

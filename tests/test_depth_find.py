@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_dualopt import DualOpt
 from keras_dualopt.depth import find_model, layer_depth, training_model
 
 BACKEND = keras.backend.backend()
@@ -172,6 +173,7 @@ def test_an_object_that_keeps_the_model_is_enough():
 
 SCRIPT = """
 import depth_networks
+from keras_dualopt import DualOpt
 from keras_dualopt.depth import find_model
 
 network = depth_networks.nested()
@@ -308,6 +310,22 @@ def test_no_model_is_training_outside_of_training():
     model = networks.nested()
     assert training_model() is None
     del model
+
+
+def test_a_fit_of_ones_own_is_a_loop_where_nothing_is_compiled():
+    class OwnFit(networks.Reversed):
+        def fit(self, optimizer):
+            variables = self.trainable_variables
+            ones = [keras.ops.ones(v.shape) for v in variables]
+            optimizer.apply(ones, variables)
+            optimizer.finalize_variable_values(variables)
+            return training_model()
+
+    model = OwnFit(name="own")
+    model(np.ones((1, 8), "float32"))
+    optimizer = DualOpt(0.1)
+    assert model.fit(optimizer) is None
+    assert int(optimizer.iterations) == 1
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute")

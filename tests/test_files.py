@@ -85,6 +85,41 @@ def test_the_file_evaluates_and_asks_for_anchors(tmp_path):
     networks.fit(loaded, 1)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+@pytest.mark.parametrize("kind", ["model.keras", "model.weights.h5"])
+@pytest.mark.parametrize("make", [dual_opt, wrapped])
+def test_a_state_that_waits_for_build_is_shipped_without_anchors(
+    make, kind, tmp_path
+):
+    run = trained(make())
+    run.save_weights(tmp_path / "run.weights.h5")
+    model = networks.compiled(make(), networks.weights(seed=9))
+    model.load_weights(tmp_path / "run.weights.h5")
+    save_without_anchors(model, tmp_path / kind)
+    if kind == "model.keras":
+        loaded = keras.saving.load_model(tmp_path / kind)
+    else:
+        loaded = networks.compiled(make())
+        loaded.load_weights(tmp_path / kind)
+    with pytest.raises(ValueError, match="anchor_at"):
+        networks.fit(loaded, 1)
+    for one in (model, run):
+        networks.fit(one, 2, start=3)
+    networks.assert_same(
+        networks.arrays(model.weights), networks.arrays(run.weights)
+    )
+
+
+def test_a_state_that_does_not_fit_is_not_shipped(tmp_path):
+    trained(dual_opt(base="sgd")).save_weights(tmp_path / "run.weights.h5")
+    model = networks.compiled()
+    model.load_weights(tmp_path / "run.weights.h5")
+    for match in ("base='Adam'", "were refused"):
+        with pytest.raises(ValueError, match=match):
+            save_without_anchors(model, tmp_path / "model.keras")
+    assert not (tmp_path / "model.keras").exists()
+
+
 def test_saving_in_the_middle_of_an_epoch_does_not_disturb_it(tmp_path):
     class Shipping(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

@@ -113,6 +113,16 @@ def test_layers_that_look_new_are_named_with_the_way_out(kind):
     networks.fit(model, 2)  # Said once.
 
 
+def test_new_layers_with_the_names_of_trained_ones_are_told_apart():
+    model = networks.towers(0.6, 0.0, apart=False)
+    networks.compile(model, dual_opt().bind(model, head="head"))
+    with pytest.warns(UserWarning, match="head") as caught:
+        networks.fit(model, 1)
+    (text,) = networks.told(caught)
+    assert "tower_1/mid, tower_1/proj" in text
+    assert "tower_0" not in text
+
+
 @pytest.mark.parametrize("walk", [interpolate, review])
 def test_ways_back_to_layers_that_look_new_are_named_too(walk):
     model = transferred()

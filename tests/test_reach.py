@@ -292,6 +292,25 @@ def test_no_weight_goes_beyond_its_reach(base):
         np.testing.assert_allclose(far[0], 0.04, rtol=1e-4)
 
 
+def test_layers_of_one_name_and_depth_have_each_their_own_reach():
+    model = networks.towers(1.0, 0.01)
+    base = keras.optimizers.Lion()
+    networks.compile(model, DualOpt(0.1, base=base, reach="20%"))
+    optimizer, variables = model.optimizer, model.trainable_variables
+    optimizer.build(variables)
+    start, rows = networks.arrays(variables), optimizer.rows
+    networks.fit(model, 12)
+    far = [
+        np.max(np.abs(now - theta))
+        for now, theta in zip(networks.arrays(variables), start, strict=True)
+    ]
+    for layer in (slice(n, n + 2) for n in range(0, 8, 2)):
+        numbers = np.concatenate([theta.ravel() for theta in start[layer]])
+        size = np.sqrt(np.mean(np.square(numbers)))
+        share = 0.2 if rows[layer][0].relative == 0.0 else 0.6
+        assert 0.2 < max(far[layer]) / (share * size) < 1.0 + 1e-5
+
+
 @pytest.mark.parametrize("name", ["the paper's Adam", "Adam", "Nadam"])
 def test_the_bound_of_a_step_is_reached_by_the_worst_gradients(name):
     """Cauchy and Schwarz: equality where gᵢ is proportional to aᵢ/bᵢ."""

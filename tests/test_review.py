@@ -16,6 +16,7 @@ from keras_dualopt import (
 )
 
 HEAD = 2  # The head's variables come last.
+OTHER = networks.weights(seed=5)
 
 
 def trained(optimizer=None, steps=6):
@@ -170,6 +171,27 @@ def test_a_wrapped_optimizer_and_a_reloaded_model_know_the_way(tmp_path):
         networks.assert_same(networks.arrays(one.weights), tuned)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+@pytest.mark.parametrize("wrap", [False, True])
+def test_anchors_that_a_file_has_brought_know_the_way(wrap, tmp_path):
+    def make():
+        inner = networks.dual_opt()
+        return keras.optimizers.LossScaleOptimizer(inner) if wrap else inner
+
+    run = trained(make())
+    tuned = networks.arrays(run.weights)
+    run.save_weights(tmp_path / "run.weights.h5")
+    for walk in (interpolate, review):
+        model = networks.compiled(make(), OTHER)
+        model.load_weights(tmp_path / "run.weights.h5")
+        if walk is interpolate:
+            interpolate(model, 0.37)
+            assert_at(model, 0.37, tuned)
+        else:
+            for alpha in review(model, 2):
+                assert_at(model, alpha, tuned)
+
+
 def test_another_optimizer_is_a_source(model, tuned):
     stranger = networks.compiled(keras.optimizers.SGD(), tuned)
     with pytest.raises(ValueError, match=r"none for .*dense_0"):
@@ -276,6 +298,37 @@ def test_a_source_also_gives_statistics_and_frozen_weights():
         networks.arrays(by_source.weights)[:-HEAD],
         networks.arrays(pretrained.weights)[:-HEAD],
     )
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "head", "count"),
+    [
+        ({}, [".*dense_2", ".*dense_3"], 4),
+        ({}, (), 8),
+        ({"depth": {".*dense_[12]/.*": 0.5, ".*": None}}, None, None),
+    ],
+    ids=["two layers", "none", "patterns"],
+)
+def test_with_a_source_too_the_head_is_what_a_person_said(
+    arguments, head, count, built
+):
+    model = networks.compiled(networks.dual_opt(**arguments), OTHER)
+    optimizer = model.optimizer.bind(model, head=head)
+    if built:
+        optimizer.build(model.trainable_variables)
+    interpolate(model, 0.0, networks.network(networks.weights()))
+    pretrained = range(2, 6) if count is None else range(count)
+    networks.assert_same(
+        networks.arrays(model.weights),
+        [
+            pair[number not in pretrained]
+            for number, pair in enumerate(
+                zip(networks.weights(), OTHER, strict=True)
+            )
+        ],
+    )
+    assert optimizer.built == built  # It may be bound and set as before.
 
 
 def test_half_precision_is_interpolated_in_float32():

@@ -5,6 +5,7 @@ import networks
 import pytest
 
 from keras_dualopt import DualOpt
+from keras_dualopt.callbacks import Drift
 
 
 def table(optimizer):
@@ -91,3 +92,20 @@ def test_layers_of_one_name_at_two_depths_have_two_rows():
         ["1.000", "0", "yes"],
         ["head", "0", "no"],
     ]
+
+
+def test_layers_of_one_name_at_one_depth_have_rows_and_names_of_their_own():
+    model = networks.towers(0.6, 0.6)
+    _, (_, *rows, _) = table(built(DualOpt(rollback=0.5), model))
+    assert [(row[0], row[4]) for row in rows[:-1]] == [
+        ("tower_0/mid", "20"),
+        ("tower_1/mid", "20"),
+        ("tower_0/proj", "24"),
+        ("tower_1/proj", "24"),
+    ]
+    # Elsewhere the path says which layer it is.
+    assert rows[-1][0] == model.layers[-1].path
+    drift = Drift()
+    networks.compile(model, DualOpt(rollback=0.5))
+    networks.fit(model, 1, callbacks=[drift])
+    assert drift.record.layers == [row[0] for row in rows[:-1]]

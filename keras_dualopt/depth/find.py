@@ -63,7 +63,10 @@ def training_model() -> keras.Model | None:
     """
     for function, names in _on_the_stack():
         owner = names.get("self")
-        if isinstance(owner, keras.Model) and function in _TRAINING_METHODS:
+        if function not in _TRAINING_METHODS:
+            continue
+        # One that is not compiled trains itself in a loop of its own.
+        if isinstance(owner, keras.Model) and owner.compiled:
             return owner
     return None
 

@@ -79,6 +79,23 @@ class Structure:
             if id(weight) in self.by_variable
         }
 
+    def names(self) -> dict[int, str]:
+        """Return a name for each owner of weights that no other one has.
+
+        The path is not unique: that of a layer in a nested model begins there.
+        """
+        owners = {id(w.owner): w.owner for w in self.weights}
+        paths = collections.Counter(owner.path for owner in owners.values())
+        found: dict[int, str] = {}
+        used: set[str] = set()
+        for key, owner in owners.items():
+            name = owner.path
+            if paths[name] > 1:
+                *inside, _ = [around.layer.name for around in owner.chain()]
+                name = "/".join(reversed(inside)) or name
+            found[key] = _unused(name, used)
+        return found
+
     def _walk(self) -> None:
         # Breadth first: a layer is known by the shortest way to it.
         left = {id(weight): weight for weight in self.model.weights}

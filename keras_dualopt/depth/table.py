@@ -84,6 +84,8 @@ class LayerDepth:
     ) -> list[DepthRow]:
         """Return the row of each variable, under the names it has today.
 
+        Layers that have one path get names that tell them apart.
+
         Args:
             model: A model of the architecture this was made from.
             variables: Weights of that model, in any order. What LoRA or a
@@ -102,13 +104,14 @@ class LayerDepth:
         by_key = {row.key: row for row in self._rows}
         by_layer = {_layer_key(row.key): row for row in self._rows[::-1]}
         self._check_fits(structure, by_layer)
+        names = structure.names()
 
         def placed(weight: Weight) -> DepthRow:
             row = by_key.get(weight.key) or by_layer[_layer_key(weight.key)]
             return dataclasses.replace(
                 row,
                 path=weight.variable.path,
-                layer=weight.owner.path,
+                layer=names[id(weight.owner)],
                 shape=tuple(weight.variable.shape),
                 key=weight.key,
             )

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_dualopt.backend import Array, engine
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.depth import LayerDepth, layer_depth
+from keras_dualopt.depth import layer_depth
 from keras_dualopt.lookup import holder_of
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import look_new, role
@@ -276,10 +276,9 @@ def _zero(variable: keras.Variable) -> Array:
 def _from_source(model: keras.Model, source: Source) -> Way:
     weights = [w for w in model.weights if "float" in w.dtype]
     optimizer = unwrapped(getattr(model, "optimizer", None))
-    depth = None
     if isinstance(optimizer, DualOpt) and optimizer.mode == "finetune":
-        depth = optimizer.depth
-    if not isinstance(depth, LayerDepth):
+        depth = optimizer.depth_in(model)
+    else:
         depth = layer_depth(model)
     anchored, zero = [], []
     for weight, place in zip(weights, depth.place(model, weights), strict=True):

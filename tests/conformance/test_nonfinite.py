@@ -257,6 +257,20 @@ def test_no_one_can_anchor_at_what_is_not_finite(make, tmp_path):
     networks.assert_anchored_at(optimizer, networks.weights())
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX without x64 has no float64")
+def test_what_only_float64_holds_is_finite():
+    start = [np.float64(array) for array in networks.weights()]
+    start[2][1, 1] = start[3][1] = 1e39
+    model = networks.network(start, dtype="float64")
+    networks.compile(model, networks.dual_opt())
+    networks.fit(model, 1)
+    networks.assert_anchored_at(model.optimizer, start)
+    model.set_weights(start)
+    networks.compile(model, networks.dual_opt().anchor_at())
+    networks.fit(model, 1)
+    networks.assert_anchored_at(model.optimizer, start)
+
+
 @pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
 def test_a_ruined_run_goes_back_to_its_anchors(ending, tmp_path):
     model = small()

@@ -155,6 +155,51 @@ REFUSED = {
 }
 
 
+def test_of_equal_parts_a_model_stands_for_the_one_that_is_trained():
+    model = networks.towers(0.6, 0.6)
+    model.get_layer("tower_0").trainable = False
+    source = networks.towers(0.3).get_layer("tower_0")
+    optimizer = dual_opt().bind(model, head="head").anchor_at(source)
+    optimizer.build(model.trainable_variables)
+    networks.assert_anchored_at(
+        optimizer, networks.arrays([*source.weights, *model.weights[-2:]])
+    )
+
+
+def test_a_model_that_may_stand_for_each_of_several_parts_is_refused():
+    model, pretrained = networks.towers(0.6, 0.6), networks.towers(0.3, 0.3)
+    optimizer = dual_opt().bind(model, head="head")
+    optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match=r"one part.*'tower_0', 'tower_1'"):
+        optimizer.anchor_at(pretrained.get_layer("tower_0"))
+    optimizer.anchor_at(pretrained)  # The way out.
+    networks.assert_anchored_at(optimizer, networks.arrays(pretrained.weights))
+
+
+def test_a_model_inside_of_nothing_but_another_is_found():
+    inner = networks.towers(0.6).get_layer("tower_0")
+    inputs = keras.Input(inner.input_shape[1:])
+    model = keras.Model(inputs, inner(inputs))
+    optimizer = dual_opt().bind(model, head=())
+    source = networks.towers(0.3).get_layer("tower_0")
+    optimizer.anchor_at(source).build(model.trainable_variables)
+    networks.assert_same(
+        networks.arrays(optimizer.anchors), networks.arrays(source.weights)
+    )
+
+
+def test_a_state_that_waits_for_build_is_said_to_wait(tmp_path):
+    networks.trained().save_weights(tmp_path / "run.weights.h5")
+    model = networks.compiled(dual_opt(), OTHER)
+    model.load_weights(tmp_path / "run.weights.h5")
+    with pytest.raises(ValueError, match=r"wait for them.*optimizer\.build"):
+        dual_opt().anchor_at(model.optimizer)
+    model.optimizer.build(model.trainable_variables)
+    networks.compile(model, dual_opt().anchor_at(model.optimizer))
+    networks.fit(model, 1)
+    networks.assert_anchored_at(model.optimizer, PRETRAINED)
+
+
 @pytest.fixture(scope="module")
 def once_trained():
     model = networks.compiled()
