@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_dualopt.backend import Array, Tensor, engine
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.plan import Row, layers_of, look_new
+from keras_dualopt.plan import Row, layers_of, look_new, look_untrained
 from keras_dualopt.pull import compute_dtype
 from keras_dualopt.sources import check_finite
 from keras_dualopt.wrapping import WrappingOptimizer, concrete
@@ -259,12 +259,20 @@ class Anchors:
         self._looked = True
         layers = layers_of(self.rows)
         head = [layer[0].layer for layer in layers if layer[0].relative is None]
-        _log.info(
+        # A program's own tests may train random weights: no `warnings.warn`.
+        untrained = look_untrained(self.anchored, values)
+        _log.log(
+            logging.WARNING if untrained else logging.INFO,
             "%d of %d trained layers are anchored at their present weights; "
-            "taken for the new head: %s.",
+            "taken for the new head: %s.%s",
             sum(any(row.anchored for row in layer) for layer in layers),
             len(layers),
             ", ".join(head) or "none",
+            " None of them looks as if it was ever trained: were the "
+            "pretrained weights loaded? To train from random weights, pass "
+            "`mode='scratch'`."
+            if untrained
+            else "",
         )
         fresh = look_new(self.anchored, values)
         if fresh:

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import keras
@@ -331,13 +331,8 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
     new: dict[str, float] = {}
     moved: set[str] = set()
     trained: list[float] = []
-    for row, value in zip(rows, values, strict=True):
-        start = _STARTS.get(row.path.rpartition("/")[2])
-        if start is None or row.relative is None:
-            continue
-        array = np.asarray(value)
-        wide = array.astype(compute_dtype(array.dtype.name))
-        distance = float(np.max(np.abs(wide - start), initial=0.0))
+    for row, distance in _from_start(rows, values):
+        assert row.relative is not None
         if distance:
             moved.add(row.layer)
         else:
@@ -350,3 +345,23 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
         for layer, depth in new.items()
         if layer not in moved and depth > deepest
     ]
+
+
+def look_untrained(
+    rows: Sequence[Row], values: Sequence[npt.ArrayLike]
+) -> bool:
+    """Tell whether no bias and no scale has left the place it starts from."""
+    distances = [distance for _, distance in _from_start(rows, values)]
+    return bool(distances) and max(distances) <= _NEARLY
+
+
+def _from_start(
+    rows: Sequence[Row], values: Sequence[npt.ArrayLike]
+) -> Iterator[tuple[Row, float]]:
+    """Yield biases and scales, and how far from their start they are."""
+    for row, value in zip(rows, values, strict=True):
+        start = _STARTS.get(row.path.rpartition("/")[2])
+        if start is not None and row.relative is not None:
+            array = np.asarray(value)
+            wide = array.astype(compute_dtype(array.dtype.name))
+            yield row, float(np.max(np.abs(wide - start), initial=0.0))

@@ -35,7 +35,7 @@ def log(caplog):
 
 
 def test_the_first_fit_says_what_was_taken_for_the_head(log):
-    model = networks.compiled()
+    model = networks.compiled(dual_opt(), PRETRAINED)
     networks.fit(model, 2)
     networks.fit(model, 2)
     (line,) = lines(log)
@@ -70,8 +70,24 @@ def test_the_line_can_be_silenced_and_scratch_mode_has_none(log):
         networks.compiled(DualOpt(0.1, **networks.SCRATCH), PRETRAINED), 1
     )
     log.set_level(logging.WARNING, logger="keras_dualopt")
-    networks.fit(networks.compiled(), 1)
+    networks.fit(networks.compiled(dual_opt(), PRETRAINED), 1)
     assert lines(log) == []
+
+
+def test_weights_that_were_forgotten_to_load_are_noticed(log):
+    log.set_level(logging.WARNING, logger="keras_dualopt")
+    for bias in (True, False):  # Kernels alone show nothing.
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                keras.layers.Dense(5, use_bias=bias),
+                keras.layers.Dense(2),
+            ]
+        )
+        model.compile(dual_opt(), "mse")
+        model.fit(np.ones((2, 4)), np.ones((2, 2)), verbose=0)
+    (line,) = lines(log)
+    assert "pretrained weights loaded" in line
 
 
 # The kinds of new layer between a pretrained body and the head.
