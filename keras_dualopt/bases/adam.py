@@ -16,7 +16,8 @@ class Adam(PaperRule):
     """Moves weights along bias-corrected averages of the gradient.
 
     The base rule of `DualOpt(base="adam")`, and an optimizer of its own. The
-    arithmetic is float32 for every dtype of weights, and so is the state.
+    arithmetic is float32, for float64 weights float64, and so is the state;
+    what all weights share (η_t and the bias corrections) is float32.
 
         m_t = β₁ m_{t−1} + (1 − β₁) g_t
         v_t = β₂ v_{t−1} + (1 − β₂) g_t²

@@ -14,7 +14,8 @@ class SGD(PaperRule):
     """Moves weights along an average of the gradient.
 
     The base rule of `DualOpt(base="sgd")`, and an optimizer of its own. The
-    arithmetic is float32 for every dtype of weights, and so is the state.
+    arithmetic is float32, for float64 weights float64, and so is the state;
+    η_t is float32.
 
         m_t = β m_{t−1} + (1 − β) g_t
         θ_pre = θ_{t−1} − η_t m_t
