@@ -283,8 +283,11 @@ class DualOpt(wrapping.WrappingOptimizer):
         if not callable(learning_rate):  # A schedule is.
             # Of an array or a tensor, too: `o.learning_rate * 0.5` is one.
             peak = keras.ops.convert_to_numpy(learning_rate).item()
-            if not isinstance(learning_rate, keras.Variable):
-                learning_rate = peak
+            if isinstance(learning_rate, keras.Variable) and (
+                learning_rate is not self.clock["learning_rate"]
+            ):
+                self.forget(learning_rate)  # Keras tracks all it is given.
+            learning_rate = peak
         elif follows:
             peak = peak_learning_rate(learning_rate)
         self.set_learning_rate(learning_rate)

@@ -77,7 +77,10 @@ def test_a_rate_assigned_before_the_first_step_is_the_reference(order, rate):
 )
 def test_a_rate_in_an_array_is_its_number(kind, tmp_path):
     model = networks.compiled(dual_opt(), PRETRAINED)
-    model.optimizer.learning_rate = kind(NEW)
+    rate = kind(NEW)
+    model.optimizer.learning_rate = rate
+    assert all(v is not rate for v in model.optimizer.variables)
+    model.optimizer.learning_rate = model.optimizer.learning_rate
     networks.fit(model, STEPS)
     wanted = networks.expected(
         STEPS,
