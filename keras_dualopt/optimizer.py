@@ -35,6 +35,7 @@ from keras_dualopt.settings import (
     Settings,
     check_learning_rate,
     peak_learning_rate,
+    rate_in,
     reference_rate,
 )
 from keras_dualopt.sources import Source
@@ -281,8 +282,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         follows = self._reference is not None and not self._reference_given
         peak = None
         if not callable(learning_rate):  # A schedule is.
-            # Of an array or a tensor, too: `o.learning_rate * 0.5` is one.
-            peak = keras.ops.convert_to_numpy(learning_rate).item()
+            peak = rate_in(learning_rate)
             if isinstance(learning_rate, keras.Variable) and (
                 learning_rate is not self.clock["learning_rate"]
             ):

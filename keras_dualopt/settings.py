@@ -354,6 +354,22 @@ def check_learning_rate(value: object) -> LearningRate | None:
     return float(value) if isinstance(value, int) else value
 
 
+def rate_in(value: object) -> float:
+    """Return the number in what is assigned to `learning_rate`.
+
+    It may be an array or a tensor, too: `optimizer.learning_rate * 0.5` is one.
+    """
+    if not is_number(value) and hasattr(value, "shape"):
+        array = keras.ops.convert_to_numpy(value)
+        value = array.item() if array.size == 1 else value
+    if not is_number(value):
+        raise TypeError(
+            "`learning_rate` must be a number, a schedule or a callable. "
+            f"Received: {type(value).__name__} {value!r}."
+        )
+    return float(value)
+
+
 def reference_rate(
     settings: Settings, given: float | None, learning_rate: LearningRate
 ) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_dualopt import DualOpt, layer_depth
+from keras_dualopt import DualOpt, bases, layer_depth
 
 BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)
@@ -212,10 +212,14 @@ def test_state_set_back_to_its_start_is_captured_again():
     assert_equal(optimizer.anchors, now)
 
 
-@pytest.mark.parametrize("base", ["adam", "sgd", "keras"])
+@pytest.mark.parametrize("base", ["adam", "sgd", "keras", "decay"])
 @pytest.mark.parametrize("rate", [7.04e-5, 0.0010812, 0.0362512, 0.0440624])
 def test_full_pull_is_exact_at_rates_that_float32_rounds(rate, base):
-    base = keras.optimizers.SGD() if base == "keras" else base
+    made = {
+        "keras": keras.optimizers.SGD,
+        "decay": lambda: bases.Adam(weight_decay=0.1),
+    }
+    base = made[base]() if base in made else base
     anchor = RNG.normal(size=(5,)).astype("float32")
     variable = keras.Variable(anchor)
     optimizer = DualOpt(

@@ -61,8 +61,14 @@ ORDERS = [compile_first, build_first, rate_first, twice]
 def test_a_rate_assigned_before_the_first_step_is_the_reference(order, rate):
     model, optimizer = networks.network(PRETRAINED), dual_opt()
     order(model, optimizer, rate)
+    assert_trains_at(model, rate)
+
+
+def assert_trains_at(model, rate):
+    """Train; the rate is obeyed, and the pull is measured against it."""
     networks.fit(model, STEPS)
-    assert optimizer.reference_learning_rate == pytest.approx(rate, rel=1e-6)
+    found = model.optimizer.reference_learning_rate
+    assert found == pytest.approx(rate, rel=1e-6)
     wanted = networks.expected(
         STEPS,
         PRETRAINED,
@@ -81,14 +87,7 @@ def test_a_rate_in_an_array_is_its_number(kind, tmp_path):
     model.optimizer.learning_rate = rate
     assert all(v is not rate for v in model.optimizer.variables)
     model.optimizer.learning_rate = model.optimizer.learning_rate
-    networks.fit(model, STEPS)
-    wanted = networks.expected(
-        STEPS,
-        PRETRAINED,
-        rate=NEW,
-        lambdas=networks.strengths(eta=NEW),
-    )
-    networks.assert_close(model, wanted[-1])
+    assert_trains_at(model, NEW)
     # Before the state of a file has its variables, and as Keras' idiom.
     model.save_weights(tmp_path / "x.weights.h5")
     again = networks.compiled(dual_opt(), PRETRAINED)
@@ -97,6 +96,18 @@ def test_a_rate_in_an_array_is_its_number(kind, tmp_path):
     again.optimizer.learning_rate = again.optimizer.learning_rate * 0.5
     networks.fit(again, 1)
     assert float(again.optimizer.learning_rate) == pytest.approx(NEW / 8.0)
+
+
+@pytest.mark.parametrize(
+    "rate", ["1e-3", None, True, np.ones(2), keras.optimizers.SGD()]
+)
+@pytest.mark.parametrize("mode", ["finetune", "scratch"])
+def test_what_is_no_rate_is_refused_and_changes_nothing(rate, mode):
+    optimizer = DualOpt(NEW, mode=mode)
+    with pytest.raises(TypeError, match=r"number, a schedule.*Received: "):
+        optimizer.learning_rate = rate
+    assert float(optimizer.learning_rate) == pytest.approx(NEW)
+    assert len(optimizer.variables) == 2  # The counter and the rate.
 
 
 def test_an_assigned_reference_is_saved(tmp_path):

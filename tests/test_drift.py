@@ -247,6 +247,17 @@ def test_a_resumed_run_goes_on_with_the_file(tmp_path):
         np.testing.assert_allclose(found.matrix(), whole.matrix(), **CLOSE)
 
 
+def test_a_file_of_other_layers_is_not_written_over_without_a_word(tmp_path):
+    DriftRecord("finetune", ["other"], [0.0], ["other"]).save(
+        tmp_path / "drift.npz"
+    )
+    model = networks.trained()
+    drift = Drift(every=1, file=tmp_path / "drift.npz")
+    with pytest.warns(UserWarning, match="drift.npz.*other layers"):
+        networks.fit(model, 1, 0, [drift])
+    assert len(drift.record.layers) == 3
+
+
 def test_a_new_run_begins_a_new_record():
     drift = Drift(every=1)
     for _ in range(2):

@@ -550,6 +550,7 @@ def test_experiments_run_go_on_and_are_reported(
         main([experiment, "dense", *asked])
     main(["text", *asked])
     main(["photographs", *asked])
+    main(["length", "efficientnet_lite0", *asked])
     main(["scratch", *asked])
     written = (tmp_path / "length_dense.csv").read_text()
     about = json.loads((tmp_path / "length_dense.json").read_text())
@@ -567,6 +568,8 @@ def test_experiments_run_go_on_and_are_reported(
     printed = capsys.readouterr().out
     for said in (
         "| inverted | L2-SP |",
+        "| stamps | L2-SP |",
+        "| 5 steps | 10 steps | at the end: kept − reach's |",
         "## digits_uci",
         "## tweets",
         "## stamps",

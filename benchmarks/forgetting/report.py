@@ -121,8 +121,9 @@ def one_rate_table(rows, asked):
         asked: The `Lengths` that they are of, with one rate.
     """
     kept, new = curves(rows, "kept"), curves(rows, "new")
-    places = [(asked.rates[0], steps) for steps in asked.steps]
-    heads = [f"{steps:,} steps" for steps in asked.steps]
+    lengths = sorted({int(row["steps"]) for row in rows})
+    places = [(asked.rates[0], steps) for steps in lengths]
+    heads = [f"{steps:,} steps" for steps in lengths]
     lines = [
         "| task | method | setting | " + " | ".join(heads) + " | at the end: "
         "kept − reach's | new − reach's |",

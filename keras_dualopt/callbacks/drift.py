@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import keras
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_dualopt.backend import Array, Tensor
+from keras_dualopt.caller import stacklevel
 from keras_dualopt.lookup import optimizer_of
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.plan import layers_of
@@ -171,9 +173,10 @@ class Drift(keras.callbacks.Callback):
             first = [layer[0] for layer in self._measure.layers]
             # Names change when a model is reloaded, places do not.
             places = [row.key for row in first]
-            done, old = self._measure.iterations, self.record
-            if done and old is None and self.file is not None:  # Resumed.
-                old = self._written(self.file)
+            done, old, file = self._measure.iterations, self.record, self.file
+            resumed = bool(first) and bool(done) and old is None
+            if resumed and file is not None and os.path.exists(file):
+                old = DriftRecord.load(file)
             if first:
                 self.record = DriftRecord(
                     optimizer.mode,
@@ -181,14 +184,18 @@ class Drift(keras.callbacks.Callback):
                     np.array([row.relative for row in first]),
                     places,
                 )
-                if old is not None and self.record.is_like(old):
+            if first and old is not None:
+                if (old.mode, old.places) == (optimizer.mode, places):
                     self.record = old.until(done)
+                elif resumed:
+                    warnings.warn(
+                        f"{str(file)!r} is written anew: it holds a "
+                        "record of other layers than those trained now. Give "
+                        "`Drift` another `file` to keep it.",
+                        stacklevel=stacklevel(),
+                    )
         measure = self._measure
         return measure if measure is not None and measure.layers else None
-
-    @staticmethod
-    def _written(path: str | os.PathLike[str]) -> "DriftRecord | None":
-        return DriftRecord.load(path) if os.path.exists(path) else None
 
     def _close(self, measure: "_Measure") -> None:
         """Measure, if the step has taken place."""
@@ -283,10 +290,6 @@ class DriftRecord:
     def add(self, sample: Sample) -> None:
         """Append a column."""
         self._samples.append(sample)
-
-    def is_like(self, other: "DriftRecord") -> bool:
-        """Tell whether another has the same rows."""
-        return (self.mode, self.places) == (other.mode, other.places)
 
     def until(self, step: int) -> "DriftRecord":
         """Return this record, or one without what comes after a step."""

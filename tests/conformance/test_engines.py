@@ -126,14 +126,14 @@ def free_ports(count):
     They are below those that systems give to connections, of which the
     processes of another test open many before these are listened at.
     """
-    found = []
+    found = set()
     while len(found) < count:
         # Not by a seed, which would give the same ports to every test process.
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("localhost", port))
-            found.append(port)
-    return found
+            found.add(port)
+    return [*found]
 
 
 def run(folder, workers, script, arguments, kill=False):
