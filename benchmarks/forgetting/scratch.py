@@ -22,7 +22,7 @@ from .tasks import CLASSES, divide, fashion, mnist, uci_digits
 
 RATE, STEPS = 1e-3, 1000
 DECAYS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-SIZES = {"train": 500, "validation": 300, "test": 997}
+SIZES = {"train": 500, "validation": 300}
 SOURCES = {
     "MNIST": mnist,
     "UCI": uci_digits,
@@ -131,7 +131,7 @@ def measure(store, network, options, decays, **facts):
         if not own:
             progress.skip()
             continue
-        parts = divide(SOURCES[data](), SIZES, seed)
+        parts = divide(SOURCES[data](), SIZES, seed, rest="test")
         train, loop = parts["train"], loops[method]
         batch_rows = batches(
             len(train), 100 if options.quick else STEPS, BATCH_SIZE, seed

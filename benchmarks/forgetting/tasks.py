@@ -176,17 +176,27 @@ def inverted_and_turned(images):
     return 1 - np.rot90(images, axes=(1, 2))
 
 
-def divide(part, sizes, seed):
-    """Return {name: a Part of that size}; no picture is in two of them."""
+def divide(part, sizes, seed, rest=None):
+    """Return {name: a Part of that size}; no example is in two of them.
+
+    Args:
+        part: The `Part` to divide.
+        sizes: {name: number of examples}.
+        seed: Decides which examples go where.
+        rest: The name of one part more, of all that is left.
+
+    Raises:
+        ValueError: If there are fewer examples than `sizes` ask for.
+    """
     order = np.random.default_rng(seed).permutation(len(part))
     ends = np.cumsum(list(sizes.values()))
     if ends[-1] > len(part):
         raise ValueError(
             f"`sizes` must add up to at most {len(part)}. Received: {sizes}."
         )
+    names = [*sizes, rest] if rest else sizes
     return {
-        name: part[rows]
-        for name, rows in zip(sizes, np.split(order, ends[:-1]))
+        name: part[rows] for name, rows in zip(names, np.split(order, ends))
     }
 
 
@@ -222,7 +232,7 @@ def _fashion_to_mnist(seed):
 
 def _fashion_to_inverted(seed):
     old = _old_fashion()
-    sizes = {"train": 3500, "validation": 500}
+    sizes = {"train": 3500, "validation": 1500}
     new = divide(old["spare"], sizes, seed)
     new["test"] = old["spare_test"]
     new = {
@@ -267,7 +277,7 @@ def _fine_grained(seed):
     source = fashion()
     others = [c for c in range(CLASSES) if c not in CONFUSED]
     old = _of_classes(source["train"], others)
-    sizes = {"train": 3500, "validation": 500}
+    sizes = {"train": 3500, "validation": 26_500}
     new = divide(_of_classes(source["train"], CONFUSED), sizes, seed)
     new["test"] = _of_classes(source["test"], CONFUSED)[:2000]
     return Task(
@@ -291,9 +301,8 @@ def _class_incremental(seed):
         return part[part.labels < 5] if low else part[part.labels >= 5]
 
     old = half(source["train"], True)
-    new = divide(
-        half(source["train"], False), {"train": 3500, "validation": 500}, seed
-    )
+    sizes = {"train": 3500, "validation": 26_500}
+    new = divide(half(source["train"], False), sizes, seed)
     new["test"] = half(source["test"], False)[:2000]
     return Task(
         "Fashion, classes 0–4 → 5–9",
@@ -319,7 +328,7 @@ def _tweets(seed, length=24):
             tokens(texts, length)["token_ids"], np.tile(rows, 2).astype("int32")
         )
     written, feelings = tweets()
-    sizes = {"train": 1600, "validation": 300, "test": 500}
+    sizes = {"train": 1600, "validation": 300, "test": 3000}
     new = divide(Part(np.array(written), feelings), sizes, seed)
     new = {
         name: Part(tokens(part.inputs, length)["token_ids"], part.labels)
@@ -331,17 +340,14 @@ def _tweets(seed, length=24):
 def _stamps(seed):
     """Return photographs to be recognized, then things of five kinds."""
     pictures, kinds, photographs = stamps()
-    # The last part takes what is left, other numbers for other seeds.
-    sizes = {"validation": 40, "test": 80, "rest": 0}
+    sizes = {"validation": 40, "test": 80}
     rows = np.flatnonzero(photographs)
     # The names that these have are the network's: see `Recognition`.
     old = divide(Part(rows, np.zeros(len(rows), "int32")), sizes, seed)
-    del old["rest"]
     taken = np.concatenate([part.inputs for part in old.values()])
     left = np.setdiff1d(np.flatnonzero(kinds >= 0), taken)
-    sizes = {"train": 160, "validation": 40, "test": 80, "rest": 0}
+    sizes = {"train": 160, "validation": 40, "test": 80}
     new = divide(Part(left, kinds[left]), sizes, seed)
-    del new["rest"]
     return Task(
         "ImageNet → kinds of things",
         *(
@@ -361,13 +367,12 @@ ORIGINS = {"mnist": mnist, "uci": uci_digits, "printed": printed_digits}
 
 def _digits(domain, seed):
     """Return the digits of two origins, then those of the third."""
-    # All of the smallest origin.
-    sizes = {"train": 1200, "validation": 250, "test": 347}
-    old = {name: [] for name in sizes}
+    sizes = {"train": 1200, "validation": 250}
+    old = {"train": [], "validation": [], "test": []}
     for name, source in ORIGINS.items():
         if name == domain:
             continue
-        for key, value in divide(source(), sizes, 0).items():
+        for key, value in divide(source(), sizes, 0, rest="test").items():
             old[key].append(value)
     old = {
         key: Part(
@@ -379,7 +384,7 @@ def _digits(domain, seed):
     return Task(
         f"digits of two origins → {domain}",
         old,
-        divide(ORIGINS[domain](), sizes, seed),
+        divide(ORIGINS[domain](), sizes, seed, rest="test"),
         shared_head=True,
         origin=f"digits_but_{domain}",
     )
