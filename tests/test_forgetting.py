@@ -478,6 +478,32 @@ def test_the_picture_of_features_is_the_same_in_each_call(load):
     np.testing.assert_array_equal(embedding(seen), embedding(seen))
 
 
+def test_a_difference_is_bold_where_its_interval_excludes_zero(load):
+    pytest.importorskip("scipy", reason="the examples extra is missing")
+    difference = load("intervals").difference
+    # Half an interval of three values: 4.303 · 1 / √3.
+    assert difference([3, 4, 5], [0, 0, 0]) == "**+4.0 ± 2.5**"
+    assert difference([1, 2, 3], [0, 0, 0]) == "+2.0 ± 2.5"
+    # By seed, not by place; a seed that one has not is left out.
+    one, other = {"0": 5.0, "1": 3.0, "2": 7.0}, {"1": 4.0, "0": 6.0}
+    assert difference(one, other) == "-1.0"
+
+
+def test_parts_have_the_sizes_that_are_asked_for(load):
+    tasks = load("tasks")
+    part = tasks.Part(np.arange(10), np.arange(10))
+    divided = tasks.divide(part, {"a": 3, "b": 2}, seed=0)
+    assert [len(p) for p in divided.values()] == [3, 2]
+    whole = tasks.divide(part, {"a": 3, "b": 2}, seed=0, rest="c")
+    assert sorted(np.concatenate([p.inputs for p in whole.values()])) == list(
+        range(10)
+    )
+    for name, same in divided.items():
+        np.testing.assert_array_equal(same.inputs, whole[name].inputs)
+    with pytest.raises(ValueError, match=r"at most 10.*Received: \{'a': 11\}"):
+        tasks.divide(part, {"a": 11}, seed=0)
+
+
 def test_hypervolume_is_the_area_under_the_steps(load):
     hypervolume = load("trade_off").hypervolume
     # Two steps, a point under them, one on a par, one below chance.
@@ -515,9 +541,7 @@ def small_tasks(load, monkeypatch):
         lambda: keras.layers.Dense(7, name="imagenet"),
     )
     scratch = load("scratch")
-    monkeypatch.setattr(
-        scratch, "SIZES", {"train": 32, "validation": 8, "test": 8}
-    )
+    monkeypatch.setattr(scratch, "SIZES", {"train": 32, "validation": 8})
     for name in scratch.SOURCES:
         monkeypatch.setitem(
             scratch.SOURCES,
@@ -569,18 +593,18 @@ def test_experiments_run_go_on_and_are_reported(
     for said in (
         "| inverted | L2-SP |",
         "| stamps | L2-SP |",
-        "| 5 steps | 10 steps | at the end: kept − reach's |",
-        "## digits_uci",
-        "## tweets",
-        "## stamps",
+        "## length efficientnet_lite0",
+        "## tasks_dense digits_uci",
+        "## text_minilm tweets",
+        "## photographs_efficientnet_lite0 stamps",
         "| mnist | pretrained |",
-        "## Cost, dense network",
+        "## cost",
         "| MNIST | reversed profile |",
         # The same backend says the same, and more than one run was compared.
         "| inverted, DualOpt, reach: kept |",
     ):
         assert said in printed
-    for name in ("forgetting", "way_back_dense", "features"):
+    for name in ("forgetting", "beside_reach", "way_back_dense", "features"):
         picture = tmp_path / f"{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -605,6 +629,22 @@ def test_what_imagenet_knew_is_what_the_pretrained_network_answers(
     # The next run begins with what was known, and is asked the same.
     problem._begin(start)
     assert problem.measure()["kept"] == 100
+
+
+def test_the_tables_of_the_page_are_those_of_the_results(load):
+    cogapp = pytest.importorskip("cogapp", reason="the benchmarks extra")
+    pytest.importorskip("scipy", reason="the examples extra is missing")
+    page = str(scripts.ROOT / "docs" / "measurements.md")
+    arguments = ["cog", "--check", "-I", str(scripts.ROOT), page]
+    assert cogapp.Cog().main(arguments) == 0
+
+
+def test_a_table_that_has_no_results_is_an_error(load, tmp_path):
+    report = load("report")
+    with pytest.raises(ValueError, match=r"no results for 'scratch' in"):
+        report.table("scratch", tmp_path)
+    with pytest.raises(ValueError, match=r"length dense.*Received: 'x'"):
+        report.table("x")
 
 
 # --- doors -----------------------------------------------------------------

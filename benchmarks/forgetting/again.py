@@ -72,9 +72,9 @@ def _columns(before, after, measure):
     return text, bool(abs(mean) <= half or np.array_equal(old, new))
 
 
-def tables(network, folder=RESULTS):
-    """Return {backend: lines}: beside what `length` and `scratch` say."""
-    made = {}
+def table(network, folder=RESULTS):
+    """Return the lines of a table for each backend beside the first one's."""
+    made = []
     for backend in ("jax", "tensorflow", "torch"):
         lines, agreed = [], []
         rows = store_of(f"again_{network}_{backend}", folder).rows
@@ -107,7 +107,7 @@ def tables(network, folder=RESULTS):
                 f"{text} |"
             )
         if lines:
-            made[backend] = [
+            made += [
                 f"| | as above | on {backend} | difference |",
                 "|---|---|---|---|",
                 *lines,
@@ -115,5 +115,6 @@ def tables(network, folder=RESULTS):
                 f"{sum(agreed)} of {len(agreed)} paired differences, those "
                 f"before {last:.0f} steps included, have 0 in their 95 % "
                 "intervals.",
+                "",
             ]
     return made

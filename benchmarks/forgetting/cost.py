@@ -9,7 +9,7 @@ from .experiments import RATE
 from .loop import batches
 from .methods import METHODS
 from .problem import BATCH_SIZE, Problem
-from .store import Store
+from .store import RESULTS, Store
 from .tasks import load_task
 
 STEPS = 300
@@ -57,3 +57,19 @@ def cost(network, options):
                 }
             ],
         )
+
+
+def table(network, folder=RESULTS):
+    """Return the lines of a table: time and memory of each method."""
+    rows = store_of(network, folder).rows
+    if not rows:
+        return []
+    adam = next(r["milliseconds"] for r in rows if r["method"] == "adam")
+    return [
+        "| method | ms a step | / Adam's | copies of the weights kept |",
+        "|---|---|---|---|",
+    ] + [
+        f"| {METHODS[row['method']].label} | {row['milliseconds']:.2f} | "
+        f"{row['milliseconds'] / adam:.2f} | {row['copies']:.1f} |"
+        for row in rows
+    ]

@@ -228,9 +228,7 @@ def text(network, options):
 
 def scenes(network, options):
     """Fine-tune a network that segments or detects, three settings a method."""
-    settings = (
-        RETINANET_SETTINGS if network == "retinanet" else SCENES_SETTINGS
-    )
+    settings = RETINANET_SETTINGS if network == "retinanet" else SCENES_SETTINGS
     rate = SCENES_RATES[network]
     runs = _given(network, options, [SCENES[network]], settings, rate)
     run(

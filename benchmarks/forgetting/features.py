@@ -10,7 +10,7 @@ import numpy as np
 from .backbones import load_backbone
 from .experiments import LENGTH, RATE, RIVALS, TASKS, choices
 from .grid import CACHE, pretrained
-from .intervals import in_words
+from .intervals import column, difference
 from .methods import METHODS
 from .problem import PRETRAINING_STEPS, Problem, Start
 from .store import RESULTS, Progress, Store
@@ -204,13 +204,12 @@ def table(network, folder=RESULTS):
             f"{np.mean([row[name] for row in rows.values()]):.1f}"
             for name in MEASURES
         ]
-        ours, difference = cells.get((task, "reach"), {}), ""
-        if method != "reach" and (both := sorted(rows.keys() & ours.keys())):
+        ours, better = cells.get((task, "reach"), {}), ""
+        if method != "reach" and rows.keys() & ours.keys():
             name = "old_neighbours"
-            difference = in_words([rows[s][name] - ours[s][name] for s in both])
+            better = difference(column(rows, name), column(ours, name))
         lines.append(
-            f"| {task} | {_label(method)} | {' | '.join(values)} | "
-            f"{difference} |"
+            f"| {task} | {_label(method)} | {' | '.join(values)} | {better} |"
         )
     return lines
 

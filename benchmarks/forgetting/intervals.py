@@ -22,3 +22,25 @@ def interval(values):
 def in_words(values):
     mean, half = interval(values)
     return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def difference(values, others):
+    """Return the paired difference in words, bold if its interval is not at 0.
+
+    Args:
+        values: Numbers by seed, or in the order of the seeds.
+        others: What they are compared with, of the same seeds.
+    """
+    if isinstance(values, dict):
+        seeds = sorted(values.keys() & others.keys())
+        values, others = ([by[s] for s in seeds] for by in (values, others))
+    mean, half = interval(np.subtract(values, others))
+    if math.isnan(half):
+        return f"{mean:+.1f}"
+    words = f"{mean:+.1f} ± {half:.1f}"
+    return f"**{words}**" if abs(mean) > half else words
+
+
+def column(rows, name):
+    """Return {seed: what was measured} of {seed: row}."""
+    return {seed: row[name] for seed, row in rows.items()}

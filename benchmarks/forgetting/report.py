@@ -1,10 +1,8 @@
-"""Tables and pictures, drawn from the files in `results/`."""
+"""Every table and picture, drawn from the files in `results/`."""
 
-from collections import defaultdict
+import functools
 
-import numpy as np
-
-from . import again, cost, features, scratch, trade_off, way_back
+from . import again, cost, features, lengths, scratch, trade_off, way_back
 from .experiments import (
     LENGTHS,
     MORE_TASKS,
@@ -12,318 +10,78 @@ from .experiments import (
     SCENES,
     TASKS,
     TEXT,
-    store_of,
 )
-from .intervals import in_words
-from .methods import METHODS
+from .store import RESULTS
 
-# Over a tenfold range of rates and a thirtyfold range of lengths.
-LONGEST = 3000
-TITLES = {
-    "inverted": "Clothes, then the same\ninverted and turned",
-    "mnist": "Clothes, then digits\nunder a new output layer",
-    "stamps": "ImageNet's names,\nthen kinds of things",
+# Experiments with every setting of every method, and their tasks.
+COMPARED = {
+    "trade_off_dense": TASKS,
+    "trade_off_narrow": TASKS,
+    "trade_off_convolutional": TASKS,
+    "tasks_dense": MORE_TASKS,
+    "transformer_vit": TASKS,
+    "photographs_efficientnet_lite0": PHOTOGRAPHS,
+    "text_minilm": TEXT,
+} | {f"scenes_{network}": (task,) for network, task in SCENES.items()}
+# By the name that `table` knows them by: each takes the folder of results.
+TABLES = (
+    {
+        f"length {network}": functools.partial(lengths.table, network)
+        for network in LENGTHS
+    }
+    | {
+        f"{name} {task}": functools.partial(trade_off.table, name, task)
+        for name, tasks in COMPARED.items()
+        for task in tasks
+    }
+    | {
+        "gamma": functools.partial(trade_off.grid, "dense", "inverted"),
+        "pairs": functools.partial(trade_off.pairs, "trade_off_dense", TASKS),
+        "carry_over": functools.partial(
+            trade_off.carry_over,
+            ["dense", "narrow"],
+            TASKS,
+            ("reach", "relative_reach"),
+        ),
+        "features": functools.partial(features.table, "dense"),
+        "scratch": scratch.table,
+        "again": functools.partial(again.table, "dense"),
+        "cost": functools.partial(cost.table, "dense"),
+    }
+)
+# By the name of the file.
+PICTURES = {
+    "forgetting" + ("" if network == "dense" else f"_{network}"): (
+        functools.partial(lengths.picture, network)
+    )
+    for network in LENGTHS
+} | {
+    "beside_reach": functools.partial(trade_off.picture, COMPARED),
+    "way_back_dense": functools.partial(way_back.picture, "dense"),
+    "features": functools.partial(features.picture, "dense"),
 }
 
 
-def compared(rows):
-    """Return the rows of the seeds that every method of a task has; these.
+def table(name, folder=RESULTS):
+    """Return one of `TABLES` as Markdown.
 
-    An experiment that was stopped has some methods for its last seed only.
+    Raises:
+        ValueError: If there is no such table, or no results for it.
     """
-    runs = defaultdict(set)
-    for row in rows:
-        place = (row["task"], row["method"], row["rate"], row["steps"])
-        runs[place].add(row["seed"])
-    seeds = {
-        task: set.intersection(*(s for p, s in runs.items() if p[0] == task))
-        for task in {place[0] for place in runs}
-    }
-    kept = [row for row in rows if row["seed"] in seeds[row["task"]]]
-    said = [
-        f"{task}: seeds {', '.join(sorted(own, key=int))}"
-        for task, own in sorted(seeds.items())
-    ]
-    return kept, "; ".join(said)
-
-
-def curves(rows, measure):
-    """Return {(task, method): {(rate, steps): {seed: measured}}}."""
-    result = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        place = (float(row["rate"]), int(row["steps"]))
-        cell = result[row["task"], row["method"]][place]
-        cell[row["seed"]] = row[measure]
-    return result
-
-
-def spread(cells, seed):
-    """Return how far one seed's values range over all rates and lengths."""
-    values = [
-        cell[seed] for (_, steps), cell in cells.items() if steps <= LONGEST
-    ]
-    return max(values) - min(values)
-
-
-def length_table(rows, asked):
-    """Return the lines of a table: how much depends on rate and length.
-
-    Args:
-        rows: The results.
-        asked: The `Lengths` that they are of.
-    """
-    kept, new = curves(rows, "kept"), curves(rows, "new")
-    lines = [
-        "| task | method | setting | kept, lowest to highest | range | "
-        f"reach's − its range | from {asked.since:,} steps to the end | "
-        "new, lowest to highest | "
-        "new at the end, below the best |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
-    for task in asked.tasks:
-        methods = [m for m in asked.methods if (task, m) in kept]
-        ranges, ends = {}, {}
-        for m in methods:
-            cells = kept[task, m]
-            seeds = sorted(next(iter(cells.values())))
-            ranges[m] = [spread(cells, seed) for seed in seeds]
-            end = max(steps for _, steps in cells)
-            # What is learned is compared where it had time to be.
-            ends[m] = [
-                np.mean(list(cell.values()))
-                for (_, steps), cell in new[task, m].items()
-                if steps == end
-            ]
-        best = max(map(max, ends.values()), default=0)
-        for m in methods:
-            ours = ranges.get("reach")
-            difference = ""
-            if ours and m != "reach":
-                difference = in_words(np.subtract(ours, ranges[m]))
-            gaps = best - np.array(ends[m])
-            knob = METHODS[m].knob and f"{settings[task, m]:g}"
-            lines.append(
-                f"| {task} | {METHODS[m].label} | {knob} | "
-                f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
-                f"{difference} | {_change(kept[task, m], asked.since)} | "
-                f"{_range(new[task, m])} | "
-                f"{gaps.min():.1f} to {gaps.max():.1f} |"
-            )
-    return lines
-
-
-def one_rate_table(rows, asked):
-    """Return the lines of a table of lengths alone: kept / new at each.
-
-    Args:
-        rows: The results.
-        asked: The `Lengths` that they are of, with one rate.
-    """
-    kept, new = curves(rows, "kept"), curves(rows, "new")
-    lengths = sorted({int(row["steps"]) for row in rows})
-    places = [(asked.rates[0], steps) for steps in lengths]
-    heads = [f"{steps:,} steps" for steps in lengths]
-    lines = [
-        "| task | method | setting | " + " | ".join(heads) + " | at the end: "
-        "kept − reach's | new − reach's |",
-        "|---" * (5 + len(heads)) + "|",
-    ]
-    settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
-    for task, m in [(t, m) for t in asked.tasks for m in asked.methods]:
-        if (task, m) not in kept:
-            continue
-        cells = [
-            " / ".join(
-                f"{np.mean(list(found[task, m][place].values())):.1f}"
-                for found in (kept, new)
-            )
-            for place in places
-        ]
-        for found in (kept, new):
-            own, ours = (found[task, x][places[-1]] for x in (m, "reach"))
-            cells.append(
-                in_words([own[seed] - ours[seed] for seed in sorted(ours)])
-                if m != "reach" and ours
-                else ""
-            )
-        knob = METHODS[m].knob and f"{settings[task, m]:g}"
-        lines.append(
-            f"| {task} | {METHODS[m].label} | {knob} | "
-            + " | ".join(cells)
-            + " |"
+    if name not in TABLES:
+        raise ValueError(
+            f"`name` must be one of {', '.join(TABLES)}. Received: {name!r}."
         )
-    return lines
-
-
-def _change(cells, begin):
-    """Return how the accuracy goes on, at the worst and at the best rate."""
-    end = max(steps for _, steps in cells)
-    changes = [
-        np.mean(list(cells[rate, end].values()))
-        - np.mean(list(cells[rate, begin].values()))
-        for rate in {rate for rate, _ in cells}
-        if {(rate, begin), (rate, end)} <= set(cells)
-    ]
-    if not changes:
-        return ""
-    return f"{min(changes):+.1f} to {max(changes):+.1f}"
-
-
-def _range(cells):
-    means = [
-        np.mean(list(cell.values()))
-        for (_, steps), cell in cells.items()
-        if steps <= LONGEST
-    ]
-    return f"{min(means):.0f} to {max(means):.0f}"
-
-
-def _band(values):
-    values = list(values)
-    return np.mean(values), min(values), max(values)
-
-
-def length_picture(rows, asked, path):
-    """Draw accuracy kept against training length, a column for each method.
-
-    Means over the seeds; the bands go from the lowest to the highest seed.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    kept, new = curves(rows, "kept"), curves(rows, "new")
-    tasks = [t for t in asked.tasks if any(key[0] == t for key in kept)]
-    methods = [m for m in asked.methods if any(key[1] == m for key in kept)]
-    rates = sorted({rate for cells in kept.values() for rate, _ in cells})
-    shades = colormaps["viridis"](np.linspace(0.15, 0.8, len(rates)))
-    figure = Figure((2.1 * len(methods) + 0.8, 2.4 * len(tasks) + 0.8))
-    axes = figure.subplots(
-        len(tasks), len(methods), sharex=True, sharey=True, squeeze=False
-    )
-    for row, task in zip(axes, tasks):
-        for axis, method in zip(row, methods):
-            for rate, shade in zip(rates, shades):
-                for data, style in ((kept, "o-"), (new, ":")):
-                    points = sorted(
-                        (steps, *_band(cell.values()))
-                        for (at, steps), cell in data[task, method].items()
-                        if at == rate
-                    )
-                    if not points:
-                        continue
-                    steps, means, low, high = zip(*points)
-                    axis.plot(steps, means, style, color=shade, markersize=3.5)
-                    if data is kept:
-                        axis.fill_between(
-                            steps, low, high, color=shade, alpha=0.15, lw=0
-                        )
-            axis.set_xscale("log")
-            axis.minorticks_off()
-            axis.set_xticks(asked.steps, map("{:,}".format, asked.steps))
-            axis.tick_params(axis="x", labelsize=7)
-            axis.grid(alpha=0.25)
-            for side in ("top", "right"):
-                axis.spines[side].set_visible(False)
-        row[0].set_ylabel(f"{TITLES[task]}\naccuracy, %", fontsize=8)
-    for axis, method in zip(axes[0], methods):
-        axis.set_title(METHODS[method].label, fontsize=10)
-    for axis in axes[-1]:
-        axis.set_xlabel("training steps", fontsize=9)
-    legend = [
-        Line2D([], [], color=shade, label=f"learning rate {rate:g}")
-        for rate, shade in zip(rates, shades)
-    ] + [
-        Line2D([], [], color="0.3", marker="o", ms=3.5, label="old, kept"),
-        Line2D([], [], color="0.3", linestyle=":", label="new, learned"),
-    ]
-    figure.legend(
-        handles=legend,
-        loc="lower center",
-        ncols=len(legend),
-        frameon=False,
-        fontsize=8,
-    )
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=150)
-
-
-def cost_table(network, folder):
-    """Return the lines of a table: time and memory of each method."""
-    rows = cost.store_of(network, folder).rows
-    if not rows:
-        return []
-    adam = next(r["milliseconds"] for r in rows if r["method"] == "adam")
-    return [
-        "| method | ms a step | / Adam's | copies of the weights kept |",
-        "|---|---|---|---|",
-    ] + [
-        f"| {METHODS[row['method']].label} | {row['milliseconds']:.2f} | "
-        f"{row['milliseconds'] / adam:.2f} | {row['copies']:.1f} |"
-        for row in rows
-    ]
-
-
-def _say(title, lines):
-    if lines:
-        print(f"\n## {title}\n")
-        print("\n".join(lines))
+    if not (lines := TABLES[name](folder)):
+        raise ValueError(f"There are no results for {name!r} in {folder}.")
+    return "\n".join(lines)
 
 
 def report(folder, images):
     """Print every table and draw every picture that has its results."""
+    for name, make in TABLES.items():
+        if lines := make(folder):
+            print(f"\n## {name}\n", *lines, sep="\n")
     images.mkdir(parents=True, exist_ok=True)
-    for network, asked in LENGTHS.items():
-        if rows := store_of(f"length_{network}", folder).rows:
-            rows, seeds = compared(rows)
-            table = one_rate_table if len(asked.rates) == 1 else length_table
-            _say(
-                f"Rate and length, {network} network ({seeds})",
-                table(rows, asked),
-            )
-            short = "" if network == "dense" else f"_{network}"
-            length_picture(rows, asked, images / f"forgetting{short}.png")
-        for task in asked.tasks:
-            _say(
-                f"Kept and learned, {network} network, {task}",
-                trade_off.table(f"trade_off_{network}", task, folder),
-            )
-            _say(
-                f"ι₁ and γ, {network} network, {task}, kept / new",
-                trade_off.grid(network, task, folder),
-            )
-        _say(
-            f"Two methods, {network} network",
-            trade_off.pairs(f"trade_off_{network}", asked.tasks, folder),
-        )
-        _say(f"Cost, {network} network", cost_table(network, folder))
-        way_back.picture(network, folder, images / f"way_back_{network}.png")
-    methods = ("reach", "relative_reach")
-    for other in ("narrow", "convolutional"):
-        _say(
-            f"The setting of another network, dense and {other}",
-            trade_off.carry_over(["dense", other], TASKS, methods, folder),
-        )
-    for name, tasks in (
-        ("tasks_dense", MORE_TASKS),
-        ("text_minilm", TEXT),
-        ("photographs_efficientnet_lite0", PHOTOGRAPHS),
-    ):
-        for task in tasks:
-            _say(task, trade_off.table(name, task, folder))
-    for task in TASKS:
-        _say(
-            f"A vision transformer, {task}",
-            trade_off.table("transformer_vit", task, folder),
-        )
-    _say("Features, dense network", features.table("dense", folder))
-    features.picture("dense", folder, images / "features.png")
-    for network, task in SCENES.items():
-        _say(
-            f"Scenes, {network}",
-            trade_off.table(f"scenes_{network}", task, folder),
-        )
-    _say("From scratch", scratch.table(folder))
-    for backend, lines in again.tables("dense", folder).items():
-        _say(f"Once more, on {backend}", lines)
+    for name, draw in PICTURES.items():
+        draw(folder, images / f"{name}.png")

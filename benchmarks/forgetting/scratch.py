@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_dualopt import layer_depth
 
-from .intervals import in_words
+from .intervals import column, difference, in_words
 from .loop import Loop, batches
 from .methods import cross_entropy, ours
 from .networks import NETWORKS
@@ -179,11 +179,9 @@ def table(folder=RESULTS):
                     [row["validation"] for row in cells[d].values()]
                 ),
             )
-            own = {s: row["test"] for s, row in cells[best].items()}
+            own = column(cells[best], "test")
             adam = adam or own
-            difference = (
-                "" if own is adam else in_words([own[s] - adam[s] for s in own])
-            )
+            better = "" if own is adam else difference(own, adam)
             ends = [
                 f"{np.mean([row['test'] for row in cells[d].values()]):.0f}"
                 if d in cells
@@ -192,7 +190,7 @@ def table(folder=RESULTS):
             ]
             lines.append(
                 f"| {data} | {method} | {best:g} | "
-                f"{in_words(list(own.values()))} | {difference} | "
+                f"{in_words(list(own.values()))} | {better} | "
                 f"{' | '.join(ends)} |"
             )
     return lines if len(lines) > 2 else []

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .experiments import ALLOWED_LOSS, store_of
-from .intervals import in_words
+from .intervals import column, difference, in_words, interval
 from .methods import METHODS
 
 # What guessing gives, in percent: no method is worse.
@@ -98,36 +98,128 @@ def table(name, task, folder, against="reach"):
     best = best_new(found)
     lines = [
         "| method | setting | kept | new | kept − reach's | new − reach's | "
-        "kept, chosen on new data alone | new | hypervolume | − reach's |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "hypervolume | − reach's | kept / new where new data alone choose |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    ours = theirs = found.get(against)
-    ours = ours and ours[choose(ours, best)]
+    theirs = found.get(against)
     for name, method in METHODS.items():
         if name not in found:
             continue
         settings = found[name]
         setting = choose(settings, best)
         own, blind = settings[setting], settings[choose(settings)]
-        differences = ["", ""]
-        if ours and name != against:
+        volumes = reached(settings, own)
+        differences = [""] * 3
+        if theirs and name != against:
+            ours = theirs[choose(theirs, best)]
             differences = [
-                in_words([own[s][key] - ours[s][key] for s in own])
+                difference(column(own, key), column(ours, key))
                 for key in ("kept", "new")
             ]
-        volumes = reached(settings, own)
-        more = ""
-        if ours and name != against:
-            more = in_words(np.subtract(volumes, reached(theirs, own)))
+            differences.append(difference(volumes, reached(theirs, own)))
         mark = " (uses old data)" if method.uses_old_data else ""
         knob = f"{method.knob} {setting:g}" if method.knob else ""
         lines.append(
             f"| {method.label}{mark} | {knob} | {mean(own, 'kept'):.1f} | "
             f"{mean(own, 'new'):.1f} | {differences[0]} | {differences[1]} | "
-            f"{mean(blind, 'kept'):.1f} | {mean(blind, 'new'):.1f} | "
-            f"{in_words(volumes)} | {more} |"
+            f"{in_words(volumes)} | {differences[2]} | "
+            f"{mean(blind, 'kept'):.1f} / {mean(blind, 'new'):.1f} |"
         )
-    return lines
+    return [*lines, "", f"{len(own)} seeds, {len(settings)} settings."]
+
+
+# What the picture shows, from left to right, and where.
+BESIDE = (
+    "adam_rates",
+    "layerwise",
+    "l2_sp",
+    "wise_ft",
+    "without_forgetting",
+    "uniform",
+    "replay",
+)
+PLACES = {
+    "inverted": "clothes, inverted and turned",
+    "mnist": "digits under a new output layer",
+    "long_tailed": "digits, 50:1",
+    "fine_grained": "confused clothes",
+    "class_incremental": "new classes, same output layer",
+    "digits_mnist": "digits of another origin: MNIST",
+    "digits_uci": "… UCI",
+    "digits_printed": "… printed",
+    "tweets": "MiniLM: tweets",
+    "stamps": "EfficientNet: photographs",
+    "scenes_maps": "SegFormer: segmentation",
+    "scenes_boxes": "RetinaNet: detection",
+    "scenes_masks": "SAM: instance masks",
+}
+
+
+def picture(experiments, folder, path):
+    """Draw the hypervolume of each method beside that of `reach`.
+
+    Args:
+        experiments: {name: its tasks}.
+        folder: Where the results are.
+        path: Of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    names, cells = [], []
+    for experiment, tasks in experiments.items():
+        for task in tasks:
+            found = read(store_of(experiment, folder), task)
+            if "reach" not in found:
+                continue
+            network = experiment.split("_")[-1]
+            names.append(
+                f"ViT: {PLACES[task]}" if network == "vit" else PLACES[task]
+            )
+            seeds = next(iter(found["reach"].values()))
+            ours = reached(found["reach"], seeds)
+            cells.append(
+                [
+                    interval(np.subtract(reached(found[m], seeds), ours))
+                    if m in found
+                    else (np.nan, np.nan)
+                    for m in BESIDE
+                ]
+            )
+    if not cells:
+        return False
+    values, halves = np.moveaxis(np.array(cells), -1, 0)
+    # White where the interval has 0 in it.
+    shown = np.where(np.abs(values) > halves, values, 0.0)
+    figure = Figure((9.2, 0.36 * len(names) + 1.6))
+    axis = figure.subplots()
+    axis.imshow(
+        np.where(np.isnan(values), np.nan, shown),
+        cmap="RdBu",
+        vmin=-25,
+        vmax=25,
+        aspect="auto",
+    )
+    for (line, across), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axis.text(
+                across,
+                line,
+                f"{value:+.1f} ± {halves[line, across]:.1f}",
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color="white" if abs(shown[line, across]) > 15 else "black",
+            )
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    labels = [METHODS[m].label.replace(" ", "\n", 1) for m in BESIDE]
+    labels[-1] += "\n(old data)"
+    axis.set_xticks(range(len(BESIDE)), labels, fontsize=8)
+    axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    return True
 
 
 # What goes together with `reach`, beside what it goes with and the best rival.
@@ -151,18 +243,12 @@ def pairs(name, tasks, folder):
                 continue
             settings = [found[method] for method in pair]
             one, two = (own[choose(own, best_new(found))] for own in settings)
-            differences = [
-                np.subtract(
-                    *([rows[s][key] for s in one] for rows in (one, two))
-                )
+            cells = [METHODS[method].label for method in pair] + [
+                difference(column(one, key), column(two, key))
                 for key in ("kept", "new")
             ]
-            volumes = np.subtract(*(reached(own, one) for own in settings))
-            labels = (METHODS[method].label for method in pair)
-            lines.append(
-                f"| {task} | {' | '.join(labels)} | "
-                f"{' | '.join(map(in_words, [*differences, volumes]))} |"
-            )
+            cells.append(difference(*(reached(own, one) for own in settings)))
+            lines.append(f"| {task} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
 
 
@@ -202,7 +288,7 @@ def carry_over(networks, tasks, methods, folder):
                 kept, new = mean(moved, "kept"), mean(moved, "new")
                 regret = max(kept_at(there[m], new) for m in methods) - kept
                 differences = [
-                    in_words([moved[s][key] - best[s][key] for s in moved])
+                    difference(column(moved, key), column(best, key))
                     for key in ("kept", "new")
                 ]
                 lines.append(

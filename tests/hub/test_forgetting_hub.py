@@ -82,9 +82,7 @@ def test_the_transformer_runs_and_is_reported(
     # The order of methods does not matter: what is known is learned by the
     # network as it is.
     monkeypatch.setattr(
-        load("experiments"),
-        "TRANSFORMER_SETTINGS",
-        {"prompts": (1e-2,), "lora": (1e-2,), "reach": (0.1,)},
+        load("experiments"), "TRANSFORMER", ("prompts", "lora", "reach")
     )
     main(["transformer", *asked])
     written = (tmp_path / "transformer_vit.csv").read_text()
@@ -96,7 +94,7 @@ def test_the_transformer_runs_and_is_reported(
     load("report").report(tmp_path, tmp_path)
     printed = capsys.readouterr().out
     for said in (
-        "A vision transformer, mnist",
+        "## transformer_vit mnist",
         "| LoRA |",
         "| visual prompts |",
     ):
