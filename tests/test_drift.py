@@ -614,3 +614,24 @@ def test_anchors_beside_other_optimizers_are_not_walked_to():
 def test_a_file_of_another_ending_is_refused(name):
     with pytest.raises(ValueError, match=r"`file`.*\.npz.*CSVLogger"):
         Drift(file=name)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "text", "other", "array"])
+def test_a_file_that_is_no_record_is_named(tmp_path, how):
+    path = tmp_path / "drift.npz"
+    record = DriftRecord("finetune", ["a"], np.array([0.5]))
+    record.save(path)
+    whole = path.read_bytes()
+    if how == "other":
+        np.savez(path, weights=np.ones(3))
+    elif how == "array":
+        with path.open("wb") as file:
+            np.save(file, np.ones(3))
+    else:
+        damaged = {"cut": whole[:-40], "empty": b"", "text": b"step,drift\n"}
+        path.write_bytes(damaged[how])
+    with pytest.raises(ValueError, match=r"drift\.npz.*Move it away"):
+        DriftRecord.load(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        DriftRecord.load(path)

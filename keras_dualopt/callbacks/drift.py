@@ -351,15 +351,33 @@ class DriftRecord:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote."""
-        with np.load(path) as file:
-            names = [str(name) for name in file["layers"]]
-            # Files of version 0.1 have no `places` and no `reach_used`.
-            places = [str(p) for p in file.get("places", ())] or None
-            record = cls(str(file["mode"]), names, file["relative"], places)
-            # The last axis: samples.
-            found = {name: array.T for name, array in file.items()}
-        for number, step in enumerate(found["steps"]):
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or no record.
+        """
+        try:
+            with open(path, "rb") as opened, np.load(opened) as file:
+                names = [str(name) for name in file["layers"]]
+                # Files of version 0.1 have no `places` and no `reach_used`.
+                places = [str(p) for p in file.get("places", ())] or None
+                record = cls(str(file["mode"]), names, file["relative"], places)
+                # The last axis: samples.
+                found = {name: array.T for name, array in file.items()}
+                steps = found["steps"]
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            # NumPy, zipfile and zlib have an error of their own for each place
+            # that may be damaged.
+            raise ValueError(
+                f"{os.fspath(path)!r} must be what `Drift(file=...)` or "
+                "`DriftRecord.save` wrote. Received: a file that is damaged or "
+                f"of another kind ({error!r}). Move it away, or name another "
+                "`file`."
+            ) from error
+        for number, step in enumerate(steps):
             layers = {n: found[n][number] for n in QUANTITIES if n in found}
             totals = {
                 key: float(found[f"total_{key}"][number])
