@@ -117,7 +117,8 @@ class Lengths:
         since: That from which the change to the end is told.
         rates: The learning rates.
         tasks: The new tasks.
-        methods: The methods.
+        methods: The methods of the picture.
+        others: The methods that only the table has.
         search: The experiment whose results choose the settings.
         quick: The lengths in the `--quick` form.
     """
@@ -127,12 +128,25 @@ class Lengths:
     rates: tuple = RATES
     tasks: tuple = TASKS
     methods: tuple = RIVALS
+    others: tuple = ()
     search: str = "search"
     quick: tuple = (100, 200)
 
 
 LENGTHS = {
-    "dense": Lengths((100, 300, 1000, 3000, 10_000)),
+    "dense": Lengths(
+        (100, 300, 1000, 3000, 10_000),
+        others=(
+            "frozen",
+            "wise_ft",
+            "without_forgetting",
+            "uniform",
+            "reach_held",
+            "reach_rates",
+            "ewc",
+            "replay",
+        ),
+    ),
     # Twelve times as slow.
     "convolutional": Lengths((100, 300, 1000, 3000)),
     # A thousand times as slow.
@@ -204,7 +218,8 @@ def _every_setting(
 
 def search(network, options):
     """Try every setting of `length`'s methods, for it to choose from."""
-    _every_setting("search", network, options, TASKS, RIVALS, SEARCH_SEEDS)
+    methods = RIVALS + LENGTHS[network].others
+    _every_setting("search", network, options, TASKS, methods, SEARCH_SEEDS)
 
 
 def trade_off(network, options):
@@ -278,10 +293,11 @@ def choices(network, folder=RESULTS):
     """Return {(task, method): the setting that keeps most}, by the search.
 
     Of those that lose at most `ALLOWED_LOSS` points on the new task against
-    the best of all; where none does, the one that learns most. Validation
-    examples of both problems decide.
+    the best of the methods of the picture; where none does, the one that
+    learns most. Validation examples of both problems decide.
     """
-    store = store_of(f"{LENGTHS[network].search}_{network}", folder)
+    asked = LENGTHS[network]
+    store = store_of(f"{asked.search}_{network}", folder)
     means = {}
     for row in store.rows:
         key = (row["task"], row["method"], float(row["setting"]))
@@ -295,7 +311,11 @@ def choices(network, folder=RESULTS):
     }
     chosen = {}
     for task, method in {key[:2] for key in means}:
-        best = max(new for key, (_, new) in means.items() if key[0] == task)
+        best = max(
+            new
+            for key, (_, new) in means.items()
+            if key[0] == task and key[1] not in asked.others
+        )
         own = {k[2]: v for k, v in means.items() if k[:2] == (task, method)}
         allowed = {s: v for s, v in own.items() if v[1] >= best - ALLOWED_LOSS}
         if allowed:
@@ -308,18 +328,19 @@ def choices(network, folder=RESULTS):
 def length(network, options):
     """Measure along long runs, at three learning rates: the first picture."""
     asked = LENGTHS[network]
+    methods = asked.methods + asked.others
     # A method that has nothing to choose need not be searched for.
     chosen = {
         (task, name): METHODS[name].settings[0]
         for task in asked.tasks
-        for name in asked.methods
+        for name in methods
         if len(METHODS[name].settings) == 1
     } | choices(network, options.folder)
     runs = [
         Run(network, task, name, chosen[task, name], rate, seed)
         for task in asked.tasks
         for seed in (options.seeds[:1] if options.quick else options.seeds)
-        for name in options.chosen(asked.methods)
+        for name in options.chosen(methods)
         for rate in (asked.rates[:1] if options.quick else asked.rates)
     ]
     run(
@@ -333,6 +354,6 @@ def length(network, options):
         settings={
             f"{task}, {name}": value
             for (task, name), value in sorted(chosen.items())
-            if name in asked.methods
+            if name in methods
         },
     )

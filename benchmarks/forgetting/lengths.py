@@ -69,7 +69,7 @@ def table(network, folder):
     ]
     settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
     for task in asked.tasks:
-        methods = [m for m in asked.methods if (task, m) in kept]
+        methods = [m for m in asked.methods + asked.others if (task, m) in kept]
         ranges, ends = {}, {}
         for m in methods:
             cells = kept[task, m]
