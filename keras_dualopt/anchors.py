@@ -9,6 +9,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import keras
 import ml_dtypes
@@ -116,6 +117,10 @@ class Anchors:
             return
         flag = concrete(self.flag)
         self._known_taken = flag is not None and flag != NOT_TAKEN
+        if self._known_taken and not self._looked:
+            # θ₀ came from elsewhere, and the weights move away from it now.
+            for row, anchor in self._watched():
+                _note(row, anchor, moved=False)
         if flag is None or self._known_taken:
             return
         found = [concrete(row.variable) for row in self.anchored]
@@ -283,12 +288,19 @@ class Anchors:
                 "`optimizer.bind(model, head=[...])` before training.",
                 stacklevel=stacklevel(),
             )
-        moved = [row.path for row, value in pairs if _was_moved(row, value)]
-        if moved and not new_stage:
+        moved = [r for r, v in pairs if _was_moved(r, v) and not new_stage]
+        # At once: `train_on_batch`, a loop of one's own and a `fit` that is
+        # interrupted do not come to `note_left`.
+        small = {row for row, _ in self._small()}
+        for row, value in pairs:
+            if row in small:
+                _note(row, value, moved=row in moved)
+        if moved:
+            paths = [row.path for row in moved]
             warnings.warn(
                 "Another DualOpt has trained these weights already, and the "
                 "new one anchors at where it left them: "
-                f"{_some(moved)}. To keep the pretrained weights as anchors, "
+                f"{_some(paths)}. To keep the pretrained weights as anchors, "
                 "call `new.anchor_at(old)` before training; `anchor_at()` says "
                 "that a new stage is meant.",
                 stacklevel=stacklevel(),
@@ -297,6 +309,7 @@ class Anchors:
     def note_left(self) -> None:
         """Remember where training has left some of the weights."""
         self._left = []
+        clock = self._optimizer.clock["iterations"]
         for row, anchor in self._watched():
             value = concrete(row.variable)
             if value is None:
@@ -305,7 +318,7 @@ class Anchors:
             way = float(np.max(np.abs(value - anchor.astype(value.dtype))))
             if way > 0.0:
                 self._left.append((row, value, way))
-                _note(row, value, moved=True)
+                _note(row, value, True, clock)
 
     def expect_new_weights(self) -> None:
         """Find nothing wrong with weights that are not those left behind."""
@@ -327,36 +340,62 @@ class Anchors:
                 )
                 return
 
-    def _watched(self) -> list[tuple[Row, Array]]:
-        """Return a few small weights with θ₀: all would be a copy of it."""
+    def _small(self) -> list[tuple[Row, keras.Variable]]:
+        """Return a few small weights: all would be a copy of θ₀."""
         pairs = zip(self.anchored, self.slots, strict=not self.dropped)
         small = sorted(
             ((row, slot) for row, slot in pairs if row.size > 1),
             key=lambda pair: pair[0].size,
         )
-        found = [(row, concrete(slot)) for row, slot in small[:_WATCHED]]
+        return small[:_WATCHED]
+
+    def _watched(self) -> list[tuple[Row, Array]]:
+        """Return the same with θ₀."""
+        found = [(row, concrete(slot)) for row, slot in self._small()]
         return [(row, anchor) for row, anchor in found if anchor is not None]
 
 
 _WATCHED = 16
 
-# Values by which a new optimizer tells tuned weights from pretrained ones: by
-# the variable's id, the variable, a hash, and whether it is of a value that a
-# DualOpt has moved the weight to, or of the one that it has moved it from.
-_noted: dict[int, tuple[weakref.ref[keras.Variable], int, bool]] = {}
+# By which a new optimizer tells tuned weights from pretrained ones: by the
+# variable's id, the variable, a hash of the value that a DualOpt has moved it
+# from, and where a `fit` has left it: the hash of that value, the step counter
+# and what it was. If that has gone on since, so has the weight.
+_Left: TypeAlias = tuple[int, keras.Variable, int | None]
+_noted: dict[
+    int, tuple[weakref.ref[keras.Variable], int | None, _Left | None]
+] = {}
 
 
-def _note(row: Row, value: Array, moved: bool) -> None:
+def _note(
+    row: Row, value: Array, moved: bool, clock: keras.Variable | None = None
+) -> None:
+    """Note what a weight is moved from, or has been moved to already.
+
+    `clock`: the step counter, where it is left there.
+    """
     key = id(row.variable)
     gone = weakref.ref(row.variable, lambda _: _noted.pop(key, None))
-    _noted[key] = gone, _hash(value), moved
+    if not moved:
+        _noted[key] = gone, _hash(value), None
+        return
+    _, start, _ = _noted.get(key, (gone, None, None))
+    left = None if clock is None else (_hash(value), clock, _count(clock))
+    _noted[key] = gone, start, left
 
 
 def _was_moved(row: Row, value: Array) -> bool:
     if id(row.variable) not in _noted:
         return False
-    _, noted, moved = _noted[id(row.variable)]
-    return (_hash(value) == noted) == moved
+    _, start, left = _noted[id(row.variable)]
+    if left is not None and left[2] == _count(left[1]):
+        return left[0] == _hash(value)
+    return start != _hash(value)
+
+
+def _count(clock: keras.Variable) -> int | None:
+    count = concrete(clock)
+    return None if count is None else int(count)
 
 
 def _hash(value: Array) -> int:

@@ -8,6 +8,7 @@ exclusions that leave nothing, precision that loses steps.
 import logging
 
 import keras
+import loops
 import networks
 import numpy as np
 import pytest
@@ -182,6 +183,74 @@ def test_a_second_optimizer_on_moved_weights_names_the_first(way, tmp_path):
         networks.fit(model, 2, start=3)
     assert len(networks.told(caught)) == 1
     networks.fit(model, 2, start=5)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Stops a cell of a notebook after its second batch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            raise KeyboardInterrupt
+
+
+def interrupted(model):
+    with pytest.raises(KeyboardInterrupt):
+        networks.fit(model, 4, callbacks=[Interrupt()])
+
+
+def interrupted_later(model):
+    networks.fit(model, 2)
+    interrupted(model)
+
+
+def interrupted_with_anchors_taken_over(model):
+    networks.fit(model, 2)
+    networks.compile(model, dual_opt().anchor_at(model.optimizer))
+    interrupted(model)
+
+
+def refused_after_a_warning(model):
+    interrupted(model)
+    networks.compile(model, dual_opt())
+    with pytest.warns(UserWarning, match="Another DualOpt"):
+        interrupted(model)
+
+
+# Training that `fit` does not bring to its end.
+UNFINISHED = {
+    "train_on_batch": lambda model: [
+        model.train_on_batch(*networks.data(1)) for _ in range(2)
+    ],
+    "interrupted": interrupted,
+    "interrupted later": interrupted_later,
+    "interrupted, anchors taken over": interrupted_with_anchors_taken_over,
+    "interrupted twice": refused_after_a_warning,
+    "own loop": lambda model: loops.compiled_steps(
+        dual_opt().bind(model), model.trainable_variables, networks.gradient, 2
+    ),
+}
+
+
+@pytest.mark.parametrize("way", UNFINISHED)
+def test_a_second_optimizer_names_the_first_where_no_fit_has_ended(way):
+    model = networks.compiled()
+    UNFINISHED[way](model)
+    networks.compile(model, dual_opt())
+    with pytest.warns(UserWarning, match="anchor_at") as caught:
+        networks.fit(model, 2)
+    (text,) = networks.told(caught)
+    assert "Another DualOpt" in text
+    assert "dense_0/kernel" in text
+
+
+@pytest.mark.parametrize("way", [*UNFINISHED][:2])
+def test_folds_that_begin_at_the_same_weights_say_nothing(way):
+    model = networks.compiled()
+    for _ in range(3):
+        UNFINISHED[way](model)
+        model.set_weights(PRETRAINED)
+        networks.compile(model, dual_opt())
+    networks.fit(model, 2)
 
 
 def test_a_second_optimizer_that_was_told_what_to_anchor_at_says_nothing():
