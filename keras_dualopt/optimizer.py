@@ -563,7 +563,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         model = training_model()
         # JAX' `fit` comes here after an error, too, which has said it then.
         failed = sys.exc_info()[0] is not None
-        if not (failed or model is None or self.trains(var_list, model)):
+        if not (failed or model is None or self.trains(model)):
             # TensorFlow has compiled the step and went on with the old list.
             warnings.warn(
                 "Layers were frozen or unfrozen without a new `compile`, and "

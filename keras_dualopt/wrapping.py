@@ -90,6 +90,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         self._model_reference: _Reference = _nothing
         # The one whose step was compiled for this optimizer (JAX).
         self._started: _Reference = _nothing
+        # One that trained exactly these variables when this was built.
+        self._trained_by: _Reference = _nothing
         self._looked = False
         self._refused = False
 
@@ -181,6 +183,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
             # but its `iterations` must count real updates as ours does.
             base.gradient_accumulation_steps = self.gradient_accumulation_steps
             self.track_base()
+            for model in self.models():
+                if self._trains_exactly(model):
+                    self._trained_by = weakref.ref(model)
             self._refused = False
             self.resume()
 
@@ -327,13 +332,13 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
         self, variables: Sequence[keras.Variable]
     ) -> None:
         if len(variables) < len(self._trainable_variables):
-            # A loop of one's own may train a part; in `fit` a layer was frozen
+            # A step of one's own may train a part; else a layer was frozen
             # after `compile`.
             model = training_model()
             if (
                 model is not None
                 and self._is_optimizer_of(model)
-                and not self.trains(variables, model)
+                and not self.trains(model)
             ):
                 raise ValueError(self._changed(f"{len(variables)} variables"))
         for variable in variables:
@@ -353,18 +358,29 @@ class WrappingOptimizer(keras.optimizers.Optimizer, abc.ABC):
                     f"{model.name!r}, which has no {variable.path!r}. Make a "
                     "new DualOpt for this model."
                 )
-        if not self.trains(model.trainable_variables, model):
+        if not self.trains(model):
             raise ValueError(self._changed("another choice of its weights"))
 
-    def trains(
-        self, variables: Sequence[keras.Variable], model: keras.Model
-    ) -> bool:
-        """Tell whether a model's trainable variables are what is trained."""
-        theirs = [id(variable) for variable in variables]
-        own = [id(variable) for variable in self._trainable_variables]
-        if hasattr(unwrapped(model.optimizer), "optimizers"):
-            return set(own) <= set(theirs)  # A part of them.
-        return own == theirs
+    def trains(self, model: keras.Model) -> bool:
+        """Tell whether a model trains these variables, as it did at first.
+
+        They are all that it trains, or a part, where others have the rest: its
+        `train_step`, or the other optimizers of several.
+        """
+        if self._trains_exactly(model):
+            return True
+        own_step = type(model).train_step is not keras.Model.train_step
+        return (
+            hasattr(unwrapped(model.optimizer), "optimizers")
+            or (own_step and self._trained_by() is not model)
+        ) and {*map(id, self._trainable_variables)}.issubset(
+            map(id, model.trainable_variables)
+        )
+
+    def _trains_exactly(self, model: keras.Model) -> bool:
+        return [*map(id, model.trainable_variables)] == [
+            *map(id, self._trainable_variables)
+        ]
 
     def _changed(self, received: str) -> str:
         return (

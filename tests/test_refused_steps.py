@@ -259,3 +259,54 @@ def test_every_step_is_taken_where_a_layer_was_frozen_and_is_free_again():
     freeze(model)
     fit(model)
     networks.assert_same(networks.anchors(model.optimizer)[:6], values()[:6])
+
+
+class Distiller(keras.Model):
+    """Trains a part of its weights by a step of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = alike()
+        self.other = keras.layers.Dense(2, name="other")
+
+    def call(self, x):
+        return self.student(x) + self.other(x)
+
+    def train_step(self, data):
+        variables = self.student.trainable_variables
+        gradients = [keras.ops.ones(one.shape) for one in variables]
+        self.optimizer.apply_gradients(zip(gradients, variables))
+        return {"loss": keras.ops.zeros(())}
+
+
+# On what a person has built the optimizer before; `fit` on torch builds it on
+# all weights, on TensorFlow on what the step trains.
+BUILT = {
+    "in fit": lambda model: (),
+    "on all": lambda model: model.trainable_variables,
+    "on a part": lambda model: model.student.trainable_variables,
+}
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras gives a step all weights")
+@pytest.mark.parametrize("built", BUILT)
+def test_a_step_of_ones_own_may_train_a_part(built):
+    model = Distiller()
+    model(X)
+    optimizer = make().bind(model, head=[model.student.layers[-1], model.other])
+    networks.compile(model, optimizer)
+    if BUILT[built](model):
+        optimizer.build(BUILT[built](model))
+    other = networks.arrays(model.other.weights)
+    fit(model)
+    fit(model)  # No warning at its end.
+    networks.assert_same(networks.arrays(model.other.weights), other)
+    networks.assert_same(networks.anchors(optimizer)[:6], values()[:6])
+    moved = networks.arrays(model.student.weights)
+    assert all((a != b).all() for a, b in zip(moved, values()))
+    freeze(model.student, "a")
+    if BACKEND == "tensorflow":
+        with pytest.warns(UserWarning, match="frozen"):
+            fit(model)
+    else:
+        assert_refused(model, fit)
