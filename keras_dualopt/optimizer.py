@@ -226,7 +226,8 @@ class DualOpt(wrapping.WrappingOptimizer):
         self._reference_given = reference_learning_rate is not None
         self._warned_of_rate = False
         self._stage_is_meant = False
-        self._head: Head = None
+        # Apart from the attributes: Keras would take its variables for state.
+        self._holder.head = None
         # The paths that patterns speak of, by the weight's place.
         self._names: dict[str, str] | None = None
         self._pending = _Pending()
@@ -331,7 +332,11 @@ class DualOpt(wrapping.WrappingOptimizer):
                 f"`mode` stays {self.mode!r}: the other arguments were chosen "
                 f"for it. Received: {value!r}. Make a new DualOpt(mode=...)."
             )
-        if name == "depth" and value is not None and self._head is not None:
+        if (
+            name == "depth"
+            and value is not None
+            and self._holder.head is not None
+        ):
             raise ValueError(
                 "The head was named by `bind(head=...)`. Received: `depth` as "
                 "well. Give one of the two."
@@ -395,7 +400,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         if head is not None and model.built and model.weights:
             check_head(model, head)
         self._model_reference = weakref.ref(model)
-        self._head = head
+        self._holder.head = head
         return self
 
     # Building.
@@ -406,7 +411,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         today = names_of(model) if self.settings.has_patterns else {}
         aliases = aliases_of(self._names, today, model)
         self._depth, self._rows = make_rows(
-            self.settings, model, self._head, variables, aliases
+            self.settings, model, self._holder.head, variables, aliases
         )
         if not aliases:
             self._names = today
@@ -423,7 +428,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             return self._depth
         settings, trained = self.settings, model.trainable_variables
         aliases = aliases_of(self._names, names_of(model), model)
-        return find_depth(settings, model, self._head, trained, aliases)
+        return find_depth(settings, model, self._holder.head, trained, aliases)
 
     def add_state(self, variables: Sequence[keras.Variable]) -> None:
         """Create θ₀ and what belongs to it."""
@@ -459,7 +464,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     def _find_model(
         self, variables: Sequence[keras.Variable]
     ) -> keras.Model | None:
-        if self._head is not None:
+        if self._holder.head is not None:
             self._bound_model()
         model = self._model_reference()
         if model is None:
@@ -711,7 +716,7 @@ class DualOpt(wrapping.WrappingOptimizer):
         """Return the arguments that make an equal optimizer."""
         config: dict[str, Any] = super().get_config()
         depth: Any = self.settings.depth
-        if self._head is not None:
+        if self._holder.head is not None:
             # What was bound by hand would not be found by itself.
             depth = self.depth
             if not self.built:

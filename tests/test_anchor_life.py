@@ -302,6 +302,37 @@ def test_a_head_of_a_model_that_is_gone_is_not_given_to_another():
         model.fit(X, Y, verbose=0)
 
 
+# Ways to name the head, by the layer that is one.
+NAMED = {
+    "variable": lambda layer: layer.kernel,
+    "variables": lambda layer: [layer.kernel, layer.bias],
+    "layers": lambda layer: [layer],
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_what_names_the_head_is_no_state_of_the_optimizer(named, tmp_path):
+    model = network()
+    optimizer = finetune().bind(model, head=NAMED[named](model.layers[-1]))
+    networks.compile(model, optimizer)
+    for _ in range(2):
+        model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+    plain = network()
+    networks.compile(plain, finetune().bind(plain, head=plain.layers[-1].name))
+    for _ in range(2):
+        plain.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+    assert_equal(
+        optimizer.variables, networks.arrays(plain.optimizer.variables)
+    )
+    assert_equal(model.weights, networks.arrays(plain.weights))
+    sizes = []
+    for number, one in enumerate((model, plain)):
+        path = tmp_path / f"{number}.weights.h5"
+        one.save_weights(path)
+        sizes.append(path.stat().st_size)
+    assert sizes[0] == sizes[1]
+
+
 @pytest.mark.parametrize("rate", [keras.optimizers.Adam(), "1e-3", True])
 def test_what_is_no_learning_rate_is_refused_by_name(rate):
     with pytest.raises(TypeError, match="learning_rate"):
