@@ -18,6 +18,16 @@ def built_base():
     return base
 
 
+def overriding(name):
+    """Return a class that changes its gradients in a method that is Keras'."""
+
+    def method(self, gradients, *arguments):
+        return getattr(_optimizers.Adam, name)(self, gradients, *arguments)
+
+    own = type("Own", (_optimizers.Adam,), {name: method})
+    return type("Inherited", (own,), {})
+
+
 def with_base(make, **arguments):
     return lambda: DualOpt(base=make(), **arguments)
 
@@ -86,6 +96,16 @@ BASE = [
         "steps that a pull can follow",
         "LossScaleOptimizer",
         "LossScaleOptimizer(DualOpt(...))",
+    ),
+    *(
+        row(
+            f"base with an {name} of its own",
+            with_base(overriding(name)),
+            "`base` must take its step in `update_step`",
+            f"Inherited, whose own `{name}`",
+            "Override `update_step(gradient, variable, learning_rate)`",
+        )
+        for name in ("apply", "apply_gradients", "stateless_apply")
     ),
     *(
         row(

@@ -67,6 +67,16 @@ def make_base(base: object, mode: str) -> keras.optimizers.Optimizer:
                 "`base` must take steps that a pull can follow. Received: "
                 f"{type(base).__name__}; {_REFUSED[kind.__name__]}."
             )
+    for name in ("apply", "apply_gradients", "stateless_apply"):
+        # As SAM and gradient centralization are often written.
+        kinds = (kind for kind in type(base).__mro__ if name in vars(kind))
+        if not _is_of_keras(next(kinds)):
+            raise ValueError(
+                "`base` must take its step in `update_step`. Received: "
+                f"{type(base).__name__}, whose own `{name}` DualOpt would "
+                "never call. Override `update_step(gradient, variable, "
+                "learning_rate)` instead."
+            )
     if base.built:
         raise ValueError(
             "`base` must be a fresh optimizer. Received: a "
