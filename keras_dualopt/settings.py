@@ -46,7 +46,7 @@ _SHARE = (
     "in [0, 1]: it is the share of the way back to the pretrained weights in "
     "one step",
 )
-_DECAY = (lambda value: value >= 0.0, "≥ 0")
+_DECAY = _RATE = (lambda value: value >= 0.0, "≥ 0")
 _DEPTH = (
     lambda value: 0.0 <= value <= 1.0,
     "in [0, 1] (0 is the layer nearest the input), or None for weights that "
@@ -153,6 +153,9 @@ class Settings:
                 "`reach_max` needs `reach`, how far the shallowest layer may "
                 f"go. Received: reach_max={self.reach_max!r} alone."
             )
+        for name in ("reach", "reach_max"):
+            if is_number(getattr(self, name)):  # It may be NumPy's.
+                self._write(name, float(getattr(self, name)))
         reach, relative = _distance("reach", self.reach)
         if self.reach_max is None:
             most = REACH_MAX * reach
@@ -180,11 +183,14 @@ class Settings:
                     "`depth` must name at least one pattern. Received: an "
                     "empty dict. `None` finds the depths by itself."
                 )
+            checked: dict[str, float | None] = {}
             for pattern, relative in depth.items():
                 _check_pattern("depth", pattern)
                 if relative is not None:
-                    _number(f"depth[{pattern!r}]", relative, *_DEPTH)
-            self._write("depth", dict(depth))
+                    name = f"depth[{pattern!r}]"
+                    relative = _number(name, relative, *_DEPTH)
+                checked[pattern] = relative
+            self._write("depth", checked)
         elif depth is not None:
             raise TypeError(
                 "`depth` must be None, a `LayerDepth` or a dict {pattern: "
@@ -336,7 +342,7 @@ _WAY_OUT = (
 
 
 def check_learning_rate(value: object) -> LearningRate | None:
-    """Return a learning rate that Keras takes; a whole number as float."""
+    """Return a learning rate that Keras takes; a number as float."""
     if isinstance(value, keras.optimizers.Optimizer):
         kind = type(value).__name__
         raise TypeError(
@@ -345,13 +351,15 @@ def check_learning_rate(value: object) -> LearningRate | None:
             f"base: `DualOpt(base=keras.optimizers.{kind}(...))`."
         )
     if isinstance(value, bool | str) or not (
-        value is None or isinstance(value, int | float) or callable(value)
+        value is None or is_number(value) or callable(value)
     ):
         raise TypeError(
             "`learning_rate` must be a float, a schedule or a callable. "
             f"Received: {type(value).__name__} {value!r}."
         )
-    return float(value) if isinstance(value, int) else value
+    if not is_number(value):
+        return value
+    return _number("learning_rate", value, *_RATE)
 
 
 def rate_in(value: object) -> float:

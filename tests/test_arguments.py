@@ -169,9 +169,23 @@ MODE_AND_RATE = [
     row(
         "learning rate NaN",
         made(learning_rate=NAN),
-        "the peak of `learning_rate` must be a finite number > 0",
+        "`learning_rate` must be finite",
         "nan",
-        "Pass `reference_learning_rate=`",
+        "finite",
+    ),
+    *(
+        row(
+            f"learning rate below 0, {how}",
+            lambda arguments=arguments: DualOpt(-1e-3, **arguments),
+            "`learning_rate` must be ≥ 0",
+            "-0.001",
+            "≥ 0",
+        )
+        for how, arguments in {
+            "rollback": {},
+            "reach": {"reach": 0.1},
+            "scratch": {"mode": "scratch"},
+        }.items()
     ),
     row(
         "learning rate a word",

@@ -63,6 +63,21 @@ CONFIGS = {
     "rule with arguments": lambda: DualOpt(
         base=bases.Adam(0.8, 0.95, epsilon=1e-5)
     ),
+    "NumPy's numbers": lambda: DualOpt(
+        np.float32(0.1),
+        power=np.float32(1.5),
+        reach=np.float32(0.1),
+        reach_max=np.float64(0.4),
+        shallow_rate=np.float16(0.5),
+        depth={".*bias": np.float32(0.25), ".*": np.int64(1)},
+        base=bases.Adam(np.float32(0.8), np.float32(0.9), np.float32(1e-6)),
+    ),
+    "NumPy's numbers, rollback": lambda: DualOpt(
+        rollback=np.float32(0.1),
+        rollback_min=np.float16(0.0),
+        reference_learning_rate=np.float32(0.2),
+        base=bases.SGD(np.float32(0.5)),
+    ),
     "a user's subclass": lambda: DualOpt(base=OwnLion(3e-5, beta_1=0.8)),
     "a user's optimizer": lambda: DualOpt(base=OwnOptimizer(3e-5)),
     "the base's own rate": lambda: DualOpt(base=keras.optimizers.Lion(3e-5)),

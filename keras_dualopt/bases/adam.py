@@ -69,9 +69,10 @@ class Adam(PaperRule):
                 f"gradient from 0/0). Received: {epsilon!r}."
             )
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
+        # As JSON takes them; they may be NumPy's.
+        self.beta_1 = float(beta_1)
+        self.beta_2 = float(beta_2)
+        self.epsilon = float(epsilon)
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Create m and v for every variable: 2 × 4 bytes per parameter."""

@@ -55,7 +55,7 @@ class SGD(PaperRule):
                 f"`momentum` must be in [0, 1). Received: {momentum!r}."
             )
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self.momentum = momentum
+        self.momentum = float(momentum)  # It may be NumPy's.
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Create m for every variable: 4 bytes per parameter."""
