@@ -298,11 +298,11 @@ class Anchors:
         if moved:
             paths = [row.path for row in moved]
             warnings.warn(
-                "Another DualOpt has trained these weights already, and the "
-                "new one anchors at where it left them: "
+                "Another DualOpt has trained these weights already, from "
+                "other values, and the new one anchors at the present ones: "
                 f"{_some(paths)}. To keep the pretrained weights as anchors, "
                 "call `new.anchor_at(old)` before training; `anchor_at()` says "
-                "that a new stage is meant.",
+                "that the present ones are meant.",
                 stacklevel=stacklevel(),
             )
 

@@ -147,7 +147,9 @@ def test_each_run_of_dualopt_is_held_at_its_own_start(load, way):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     variables = model.trainable_variables
     made = load("loop").Loop(
-        lambda rate, setting: DualOpt(rate, reach=way).bind(model, head=()),
+        lambda rate, setting: (
+            DualOpt(rate, reach=way).bind(model, head=()).anchor_at()
+        ),
         variables,
         lambda setting: lambda x: keras.ops.sum(model(x)),
     )

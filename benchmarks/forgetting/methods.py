@@ -255,7 +255,8 @@ def ours(problem, rate, setting, strengths, **others):
         strengths = {name: f"{100 * v:g}%" for name, v in strengths.items()}
     if "rollback" in strengths:
         others["reference_learning_rate"] = rate
-    optimizer = kind(rate, **strengths, **others)
+    # Every run begins at weights of its own.
+    optimizer = kind(rate, **strengths, **others).anchor_at()
     if "depth" in others:
         return optimizer
     return optimizer.bind(problem.model, head=problem.head)
@@ -472,8 +473,10 @@ METHODS = {
             "reach=0.2, then WiSE-FT",
             "alpha",
             ALPHAS,
-            lambda problem, rate, setting: DualOpt(rate, reach=0.2).bind(
-                problem.model, head=problem.head
+            lambda problem, rate, setting: (
+                DualOpt(rate, reach=0.2)
+                .bind(problem.model, head=problem.head)
+                .anchor_at()
             ),
             after=toward_start,
         ),
