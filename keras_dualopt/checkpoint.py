@@ -52,6 +52,14 @@ class State(NamedTuple):
         keys = self.manifest.get("carried", ())
         return {k: self.arrays[f"carried.{n}"] for n, k in enumerate(keys)}
 
+    @property
+    def origins(self) -> dict[str, Array]:
+        """θ₀ of every weight that has one here, by their keys."""
+        keys = [entry["key"] for entry in self.manifest["owners"]]
+        held = self.manifest["slots"].get("anchors", ())
+        own = {keys[n]: self.arrays[f"anchors.{n}"] for n in held}
+        return {**self.carried, **own}
+
 
 class Table(NamedTuple):
     """An optimizer's variables by what they are, θ₀ apart.
@@ -331,6 +339,20 @@ def _checksum(array: Array) -> int:
     return zlib.crc32(
         np.ascontiguousarray(array).reshape(-1).view("uint8").data,
         zlib.crc32(meaning.encode()),
+    )
+
+
+def warn_misfit(error: ValueError) -> None:
+    """Say that a model was loaded, and that its optimizer's state waits."""
+    warnings.warn(
+        "The model is loaded, evaluates and predicts, but takes no training "
+        f"step yet: the state of its DualOpt waits. {error} Perhaps layers "
+        "were frozen, unfrozen, given LoRA or quantized after the training. "
+        "To train on, compile with a new DualOpt: "
+        "`new.anchor_at(model.optimizer)` keeps the anchors of the file. To go "
+        "on as if nothing had been, make the same weights trainable, compile "
+        "as in the run that was saved, and `restore_optimizer(model, path)`.",
+        stacklevel=stacklevel(),
     )
 
 

@@ -498,16 +498,17 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     @property
     def waits(self) -> bool:
-        """Whether a state or anchors were given that `build` did not take."""
+        """Whether a state or anchors were given that were not taken yet."""
         return self._pending.state is not None or self._pending.has_source
 
     def check_taken(self) -> None:
-        """Refuse to go on after `build` without what it was to take."""
+        """Refuse to go on after `build` without what was to be taken."""
         if self.waits:
             raise ValueError(
-                "The state or the anchors given before the optimizer was built "
-                "did not fit the model and were refused. Load a file that "
-                "fits, or make a new optimizer."
+                "The state or the anchors given before did not fit the model "
+                "and were refused. Load a file that fits, or compile with a "
+                "new DualOpt: `new.anchor_at(old)` keeps the anchors of a "
+                "state, `new.anchor_at(model_or_weights_file)` gives others."
             )
 
     def _check_built(self, what: str) -> None:
@@ -607,6 +608,7 @@ class DualOpt(wrapping.WrappingOptimizer):
     def _settle_anchors(self, what: str) -> None:
         """Bring θ₀ up to date, also before the first step."""
         self._check_built(what)
+        self.check_taken()
         self.settle()
         self._anchors.refresh()
 
@@ -659,18 +661,25 @@ class DualOpt(wrapping.WrappingOptimizer):
         self.settle()
         model = self._model_reference()
         self._anchors.move_to(*sources.anchors_from(source, model, self._rows))
+        self._pending = _Pending()  # What is said last counts.
 
     def _earlier(self) -> sources.Earlier:
         self._only_in_finetune("anchor_at(optimizer)")
-        self._settle_anchors("anchors")
-        if self._anchors.dropped:
+        waiting = self._pending.state if self.built else None
+        if waiting is None:
+            self._settle_anchors("anchors")
+            dropped = self._anchors.dropped
+            rows, carried = self._rows, self._anchors.carried
+        else:
+            # It did not fit; where each θ₀ belongs is known all the same.
+            dropped = waiting.flag == DROPPED
+            rows, carried = [], waiting.origins
+        if dropped:
             raise ValueError(
                 "The anchors of the other DualOpt were dropped. Give a model "
                 "or a weights file instead."
             )
-        return sources.Earlier(
-            self._rows, self._anchors.carried, self._model_reference()
-        )
+        return sources.Earlier(rows, carried, self._model_reference())
 
     def drop_anchors(self) -> None:
         """Forget θ₀, to ship a file without a second copy of the weights.
@@ -770,23 +779,25 @@ class DualOpt(wrapping.WrappingOptimizer):
 
     def save_own_variables(self, store: checkpoint.Store) -> None:
         """Write the state, each entry by what it is and which weight it has."""
-        if self.built:
-            self.settle()
-            checkpoint.write(self._table(), store)
-            return
-        if self._pending.has_source:
+        pending = self._pending
+        if pending.has_source and not self.built:
             raise ValueError(
                 "The anchors given to `anchor_at` cannot be saved before the "
                 "optimizer has seen its variables. Call "
                 "`optimizer.build(model.trainable_variables)` first."
             )
-        if self._pending.state is not None:
-            checkpoint.rewrite(
-                self._pending.state, store, self._pending.learning_rate
-            )
+        if pending.state is not None:
+            checkpoint.rewrite(pending.state, store, pending.learning_rate)
+        elif self.built:
+            self.settle()
+            checkpoint.write(self._table(), store)
 
     def load_own_variables(self, store: checkpoint.Store) -> None:
         """Read the state; before `build`, keep it until then.
+
+        A state that does not fit a model which is being loaded itself, with
+        `load_model` or in a `deepcopy`, waits with a warning: nobody can make
+        the model fit before. Until then the optimizer takes no step.
 
         Raises:
             ValueError: If the state does not fit; it names the first
@@ -794,8 +805,15 @@ class DualOpt(wrapping.WrappingOptimizer):
         """
         found = checkpoint.read(store)
         if found is not None and self.built:
-            self._restore(found)
-            self._pending = _Pending()
+            try:
+                self._restore(found)
+            except ValueError as error:
+                if argument("safe_mode") is None:  # Not in `load_model`.
+                    raise
+                self._pending = _Pending(found)
+                checkpoint.warn_misfit(error)
+            else:
+                self._pending = _Pending()
         elif found is not None:
             # What is said last counts.
             self._pending = _Pending(found, bool(argument("skip_mismatch")))

@@ -5,13 +5,15 @@ of the same shape, given LoRA. Or there is nothing to pull to. However the step
 was refused, every weight is what it was before `fit`, and the way out works.
 """
 
+import copy
+
 import keras
 import networks
 import numpy as np
 import pytest
 from cases import BACKEND
 
-from keras_dualopt import DualOpt
+from keras_dualopt import DualOpt, interpolate, restore_optimizer
 
 RANDOM = np.random.default_rng(5)
 X = RANDOM.normal(size=(16, 4)).astype("float32")
@@ -122,15 +124,7 @@ def test_a_change_is_refused_where_the_optimizer_is_wrapped(change):
     assert_refused(model, fit)
 
 
-@changes
-def test_the_way_out_of_a_refused_step_keeps_the_anchors(change):
-    frozen, alter = CHANGES[change]
-    model = trained(*frozen, **EAGER if BACKEND == "tensorflow" else {})
-    alter(model)
-    assert_refused(model, fit)
-    before = networks.arrays(model.get_layer("c").weights)
-    networks.compile(model, make().anchor_at(model.optimizer))
-    fit(model)
+def assert_anchors_kept(model):
     own = [id(variable) for variable in model.trainable_variables]
     anchors = networks.anchors(model.optimizer)
     start = values()
@@ -141,8 +135,85 @@ def test_the_way_out_of_a_refused_step_keeps_the_anchors(change):
             np.testing.assert_array_equal(
                 anchors[own.index(id(variable))], wanted
             )
+
+
+@changes
+def test_the_way_out_of_a_refused_step_keeps_the_anchors(change):
+    frozen, alter = CHANGES[change]
+    model = trained(*frozen, **EAGER if BACKEND == "tensorflow" else {})
+    alter(model)
+    assert_refused(model, fit)
+    before = networks.arrays(model.get_layer("c").weights)
+    networks.compile(model, make().anchor_at(model.optimizer))
+    fit(model)
+    assert_anchors_kept(model)
     moved = networks.arrays(model.get_layer("c").weights)
     assert all((one != two).any() for one, two in zip(moved, before))
+
+
+def reloaded(model, path):
+    model.save(path)
+    return keras.saving.load_model(path)
+
+
+LOADS = {"load_model": reloaded, "deepcopy": lambda m, path: copy.deepcopy(m)}
+
+
+@pytest.mark.parametrize("load", LOADS)
+@changes
+def test_a_model_changed_after_training_is_loaded_and_keeps_its_anchors(
+    change, load, tmp_path
+):
+    frozen, alter = CHANGES[change]
+    model = trained(*frozen)
+    alter(model)
+    wanted = model.predict(X, verbose=0)
+    for _ in range(2):  # What waits is saved again.
+        with pytest.warns(UserWarning, match=r"state.*does not fit") as caught:
+            model = LOADS[load](model, tmp_path / "model.keras")
+        assert len(networks.told(caught)) == 1
+        np.testing.assert_array_equal(model.predict(X, verbose=0), wanted)
+    assert_refused(model, fit, "new DualOpt")
+    for use in (interpolate, lambda model, alpha: model.optimizer.anchors):
+        with pytest.raises(ValueError, match="anchor_at"):
+            use(model, 0.5)
+    networks.compile(model, make().anchor_at(model.optimizer))
+    fit(model)
+    assert_anchors_kept(model)
+
+
+def test_a_model_changed_after_training_goes_on_where_it_is_changed_back(
+    tmp_path,
+):
+    path = tmp_path / "model.keras"
+    model, never = trained(), trained()
+    freeze(model, "a")
+    with pytest.warns(UserWarning, match="restore_optimizer"):
+        model = reloaded(model, path)
+    freeze(model)
+    networks.compile(model, make())
+    restore_optimizer(model, path)
+    for one in (model, never):
+        fit(one)
+    networks.assert_same(networks.state(model), networks.state(never))
+
+
+def test_anchors_given_to_an_optimizer_whose_state_waits_let_it_train(tmp_path):
+    model = trained()
+    freeze(model, "a")
+    with pytest.warns(UserWarning, match="new DualOpt"):
+        model = reloaded(model, tmp_path / "model.keras")
+    model.optimizer.anchor_at(model.optimizer)
+    fit(model)
+    assert_anchors_kept(model)
+
+
+def test_a_model_changed_after_training_is_loaded_in_scratch_mode(tmp_path):
+    model = trained(optimizer=DualOpt(networks.RATE, mode="scratch"))
+    freeze(model, "a")
+    with pytest.warns(UserWarning, match="new DualOpt"):
+        model = reloaded(model, tmp_path / "model.keras")
+    assert_refused(model, fit, "new DualOpt")
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="others refuse the step")
