@@ -399,9 +399,15 @@ class DualOpt(wrapping.WrappingOptimizer):
             )
         if head is not None and model.built and model.weights:
             check_head(model, head)
+        if head is not None or self._is_bound:
+            self._holder.head = head  # Else it may be the one of a config.
         self._model_reference = weakref.ref(model)
-        self._holder.head = head
         return self
+
+    @property
+    def _is_bound(self) -> bool:
+        """Whether a model was named, be it gone."""
+        return isinstance(self._model_reference, weakref.ref)
 
     # Building.
 
@@ -487,9 +493,10 @@ class DualOpt(wrapping.WrappingOptimizer):
                 )
         return model
 
-    def _bound_model(self) -> keras.Model:
+    def _bound_model(self) -> keras.Model | None:
+        """Return the model given to `bind`; `None`: a config named the head."""
         model = self._model_reference()
-        if model is None:
+        if model is None and self._is_bound:
             raise ValueError(
                 "The model given to `bind(model, head=...)` no longer exists. "
                 "Call `bind` with the model that is to be trained."
@@ -702,15 +709,16 @@ class DualOpt(wrapping.WrappingOptimizer):
         They stay: dropping and remaking them would leave compiled steps with
         variables that are no longer there.
         """
-        # Those that were not taken are not written anyway.
-        taken = self.built and self._anchors.state == TAKEN
-        if taken:
+        # Those that were neither taken nor given are not written anyway.
+        before = self._anchors.state if self.built else NOT_TAKEN
+        hidden = before != NOT_TAKEN or (self.built and self.waits)
+        if hidden:
             self._anchors.set_state(DROPPED)
         try:
             yield
         finally:
-            if taken:
-                self._anchors.set_state(TAKEN)
+            if hidden:
+                self._anchors.set_state(before)
 
     def _only_in_finetune(self, name: str) -> None:
         if self.mode != "finetune":
@@ -727,9 +735,13 @@ class DualOpt(wrapping.WrappingOptimizer):
         depth: Any = self.settings.depth
         if self._holder.head is not None:
             # What was bound by hand would not be found by itself.
-            depth = self.depth
-            if not self.built:
-                depth = self.depth_in(self._bound_model())
+            model = None if self.built else self._bound_model()
+            if self.built:
+                depth = self.depth
+            elif model is not None and model.built and model.weights:
+                depth = self.depth_in(model)
+            else:
+                config["head"] = _head_names(self._holder.head)
         if isinstance(depth, LayerDepth):
             depth = keras.saving.serialize_keras_object(depth)
         elif depth is not None:
@@ -766,7 +778,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             config["depth"] = keras.saving.deserialize_keras_object(
                 depth, custom_objects=custom_objects
             )
-        names = config.pop("names", None)
+        names, head = config.pop("names", None), config.pop("head", None)
         given = config.pop(
             "reference_given", config.get("reference_learning_rate") is not None
         )
@@ -774,23 +786,47 @@ class DualOpt(wrapping.WrappingOptimizer):
             config, custom_objects=custom_objects
         )
         optimizer._names = names
+        optimizer._head = None if head is None else tuple(head)
         optimizer._reference_given = given
         return optimizer
 
     def save_own_variables(self, store: checkpoint.Store) -> None:
         """Write the state, each entry by what it is and which weight it has."""
+        if self._pending.has_source:
+            self._read_source_to_save()
         pending = self._pending
-        if pending.has_source and not self.built:
-            raise ValueError(
-                "The anchors given to `anchor_at` cannot be saved before the "
-                "optimizer has seen its variables. Call "
-                "`optimizer.build(model.trainable_variables)` first."
-            )
         if pending.state is not None:
             checkpoint.rewrite(pending.state, store, pending.learning_rate)
         elif self.built:
             self.settle()
-            checkpoint.write(self._table(), store)
+            # Who trains on the file is told, where anchors are not in it.
+            lacking = self.without_anchors if pending.has_source else None
+            with lacking() if lacking else contextlib.nullcontext():
+                checkpoint.write(self._table(), store)
+
+    def _read_source_to_save(self) -> None:
+        """Build, so that the anchors given to `anchor_at` are saved.
+
+        No error leaves this: Keras has emptied the file that was there.
+        """
+        model = argument("model")  # The one that Keras is saving.
+        if not (
+            isinstance(model, keras.Model) and self._is_optimizer_of(model)
+        ):
+            model = self._model_reference()
+        try:
+            if not self.built and model is not None and model.built:
+                compiled = self._is_optimizer_of(model)
+                whole = model.optimizer if compiled else self
+                whole.build(model.trainable_variables)
+            self._check_built("anchors")
+            self.check_taken()
+        except Exception as error:
+            warnings.warn(
+                "The anchors given to `anchor_at` could not be read, and are "
+                f"not in the file. {error}",
+                stacklevel=stacklevel(),
+            )
 
     def load_own_variables(self, store: checkpoint.Store) -> None:
         """Read the state; before `build`, keep it until then.
@@ -899,6 +935,17 @@ class DualOpt(wrapping.WrappingOptimizer):
             "Received: exclude_from_weight_decay("
             f"var_list={var_list!r}, var_names={var_names!r})."
         )
+
+
+def _head_names(head: Any) -> list[str]:
+    """Return the head of a model that is not built, for a config."""
+    several = isinstance(head, list | tuple | set | frozenset)
+    return [
+        one.name
+        if isinstance(one, keras.layers.Layer)
+        else getattr(one, "path", one)
+        for one in (head if several else [head])
+    ]
 
 
 # Those that may have θ₀ of a model that knows nothing of them.

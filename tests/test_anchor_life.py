@@ -230,11 +230,84 @@ def test_full_pull_is_exact_at_rates_that_float32_rounds(rate, base):
         np.testing.assert_array_equal(networks.arrays([variable])[0], anchor)
 
 
-def test_a_source_that_was_not_read_yet_is_not_lost_by_saving(tmp_path):
+def save(model, path):
+    if path.name.endswith(".keras"):
+        model.save(path)
+    else:
+        model.save_weights(path)
+
+
+def load(model, path):
+    if path.name.endswith(".keras"):
+        return keras.saving.load_model(path)
+    networks.compile(model, finetune().bind(model, head=()))
+    model.load_weights(path)
+    return model
+
+
+KINDS = pytest.mark.parametrize("kind", ["model.keras", "model.weights.h5"])
+
+
+@KINDS
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_source_that_was_not_read_yet_is_saved(bound, kind, tmp_path):
+    path = tmp_path / kind
+    model, source = network(), network(seed=2)
+    optimizer = finetune().anchor_at(source)
+    # The depth of all of it, whether or not it is bound.
+    optimizer.depth = {".*": 0.5}
+    networks.compile(model, optimizer.bind(model) if bound else optimizer)
+    save(model, path)
+    assert optimizer.built
+    again = load(network(seed=3), path)
+    again.fit(X, Y, verbose=0)
+    for one in (optimizer, again.optimizer):
+        assert_equal(one.anchors, networks.arrays(source.weights))
+
+
+def test_a_source_is_saved_under_a_loss_scale(tmp_path):
+    model, source = network(), network(seed=2)
+    optimizer = finetune(depth={".*": 0.5}).anchor_at(source)
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+    networks.compile(model, scaled)
+    model.save(tmp_path / "model.keras")
+    assert scaled.built
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        again = load(model, tmp_path / "model.keras")
+    again.fit(X, Y, verbose=0)
+    inner = again.optimizer.inner_optimizer
+    assert_equal(inner.anchors, networks.arrays(source.weights))
+
+
+@KINDS
+def test_a_source_that_cannot_be_read_leaves_a_file_that_says_so(
+    kind, tmp_path
+):
+    path = tmp_path / kind
+    save(fitted(finetune()), path)
     model = network()
-    networks.compile(model, finetune().anchor_at(network(seed=2)))
-    with pytest.raises(ValueError, match="build"):
+    optimizer = finetune().anchor_at(network(width=5))
+    networks.compile(model, optimizer.bind(model, head=()))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"not in the file.*\(4, 8\)|were"):
+            save(model, path)
+    again = load(network(seed=3), path)
+    assert_equal(again.weights, networks.arrays(model.weights))
+    with pytest.raises(ValueError, match="anchor_at"):
+        again.fit(X, Y, verbose=0)
+
+
+def test_a_source_given_for_a_model_that_is_not_built_is_said_not_to_be_saved(
+    tmp_path,
+):
+    model = keras.Sequential([layers.Dense(8), layers.Dense(3)])
+    networks.compile(model, finetune().anchor_at(network()))
+    with (
+        pytest.warns(UserWarning, match="not yet been built"),
+        pytest.warns(UserWarning, match=r"not in the file.*build"),
+    ):
         model.save(tmp_path / "model.keras")
+    keras.saving.load_model(tmp_path / "model.keras")
 
 
 def test_anchor_at_before_build_means_the_first_step():

@@ -254,3 +254,31 @@ def test_clone_trains_as_its_original_with_the_same_config(case):
         networks.arrays(clone.trainable_variables),
         networks.arrays(model.trainable_variables),
     )
+
+
+def reloaded(model, path):
+    with pytest.warns(UserWarning, match="not yet been built"):
+        model.save(path)
+    return keras.saving.load_model(path)
+
+
+@pytest.mark.parametrize("head", [("mid", "last"), "layers", ()])
+@pytest.mark.parametrize(
+    "again", [reloaded, lambda model, path: keras.models.clone_model(model)]
+)
+def test_the_head_of_a_model_that_is_not_built_is_kept(again, head, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(4, name="first"),
+            keras.layers.Dense(3, name="mid"),
+            keras.layers.Dense(2, name="last"),
+        ]
+    )
+    named = model.layers[1:] if head == "layers" else head
+    networks.compile(model, DualOpt(RATE).bind(model, head=named))
+    for _ in range(2):
+        model = again(model, tmp_path / "model.keras")
+    model.optimizer.bind(model)  # Says nothing of the head.
+    model.train_on_batch(np.ones((8, 3)), np.ones((8, 2)))
+    pretrained = [row.pretrained for row in model.optimizer.rows]
+    assert pretrained == [True] * 2 + [not head] * 4
