@@ -676,7 +676,9 @@ class DualOpt(wrapping.WrappingOptimizer):
         if waiting is None:
             self._settle_anchors("anchors")
             dropped = self._anchors.dropped
-            rows, carried = self._rows, self._anchors.carried
+            # Copies: what the new optimizer was given is not dropped with ours.
+            rows = [dataclasses.replace(row) for row in self._rows]
+            carried = self._anchors.carried
         else:
             # It did not fit; where each θ₀ belongs is known all the same.
             dropped = waiting.flag == DROPPED

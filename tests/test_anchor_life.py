@@ -55,6 +55,16 @@ def test_anchors_are_carried_over_before_build():
     assert_equal(new.anchors, start)
 
 
+def test_anchors_that_were_handed_on_are_not_dropped_with_the_old_ones():
+    model = network()
+    start = networks.arrays(model.trainable_variables)
+    old = fitted(finetune(), model).optimizer
+    new = finetune().anchor_at(old)
+    old.drop_anchors()
+    fitted(new, model)
+    assert_equal(new.anchors, start)
+
+
 def test_a_layer_unfrozen_later_is_anchored_where_it_is():
     model = network()
     model.layers[0].trainable = False
