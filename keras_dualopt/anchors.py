@@ -223,7 +223,14 @@ class Anchors:
         self, state: int, values: Sequence[Array], carried: dict[str, Array]
     ) -> None:
         """Be what a file says; `values` are there if they were taken."""
-        if state == DROPPED:
+        if self.outlive(state):
+            warnings.warn(
+                "The file was written without anchors; those in memory stay, "
+                "and the pull leads to them. To anchor at other weights, call "
+                "`optimizer.anchor_at(...)`.",
+                stacklevel=stacklevel(),
+            )
+        elif state == DROPPED:
             self.drop()
         elif state == TAKEN:
             self.move_to(values, carried)
@@ -233,6 +240,11 @@ class Anchors:
             self._revive()
             self.set_state(NOT_TAKEN)
         self.expect_new_weights()
+
+    def outlive(self, state: int) -> bool:
+        """Tell whether θ₀ stays where a file of that state is read."""
+        # The weights in such a file are tuned: none could be taken from them.
+        return state == DROPPED and self.state == TAKEN
 
     def _revive(self) -> None:
         if self.dropped:

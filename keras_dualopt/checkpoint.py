@@ -165,8 +165,11 @@ def restore(table: Table, state: State) -> None:
     # measured anew where they are numbered otherwise.
     passed = {"learning_rate", "reach_units"} - arrays.keys()
     units = [manifest["owners"][place].get("unit") for place in order]
-    if units != [row.unit for row in rows]:
+    kept = table.anchors.outlive(state.flag)
+    if kept or units != [row.unit for row in rows]:
         passed.add("reach_units")
+    if kept:
+        passed.add(_FLAG)
     wanted |= {k: v for k, v in table.scalars.items() if k not in passed}
     for key, variable in wanted.items():
         shape = tuple(variable.shape)

@@ -85,6 +85,40 @@ def test_the_file_evaluates_and_asks_for_anchors(tmp_path):
     networks.fit(loaded, 1)
 
 
+@pytest.mark.parametrize("reach", [None, "40%"])
+def test_the_anchors_in_memory_outlive_a_file_without_them(reach, tmp_path):
+    path = tmp_path / "best.weights.h5"
+    arguments = {}
+    if reach:
+        arguments = {"reach": reach, "rollback": None, "rollback_min": None}
+    model, never = (trained(dual_opt(**arguments)) for _ in range(2))
+    save_without_anchors(model, path)
+    networks.fit(model, 2, start=3)
+    with pytest.warns(UserWarning, match="anchors; those in memory stay"):
+        model.load_weights(path)
+    networks.assert_same(state(model), state(never))
+    for one in (model, never):
+        networks.fit(one, 2, start=3)
+    networks.assert_same(state(model), state(never))
+    networks.assert_anchored_at(model.optimizer, networks.weights())
+
+
+def test_the_sizes_that_reach_is_a_share_of_stay_with_their_anchors(tmp_path):
+    def run(seed):
+        arguments = {"reach": "40%", "rollback": None, "rollback_min": None}
+        return trained(dual_opt(**arguments), start=networks.weights(seed))
+
+    path = tmp_path / "other.weights.h5"
+    save_without_anchors(run(8), path)
+    model = run(3)
+    sizes = networks.arrays([model.optimizer._anchors.units])
+    with pytest.warns(UserWarning, match="those in memory stay"):
+        model.load_weights(path)
+    networks.assert_same(
+        networks.arrays([model.optimizer._anchors.units]), sizes
+    )
+
+
 @pytest.mark.filterwarnings("ignore:Skipping variable loading")
 @pytest.mark.parametrize("kind", ["model.keras", "model.weights.h5"])
 @pytest.mark.parametrize("make", [dual_opt, wrapped])
