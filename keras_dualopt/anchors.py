@@ -18,7 +18,13 @@ from keras import ops
 
 from keras_dualopt.backend import Array, Tensor, engine
 from keras_dualopt.caller import stacklevel
-from keras_dualopt.plan import Row, layers_of, look_new, look_untrained
+from keras_dualopt.plan import (
+    Row,
+    layers_of,
+    look_merged,
+    look_new,
+    look_untrained,
+)
 from keras_dualopt.pull import compute_dtype
 from keras_dualopt.sources import check_finite
 from keras_dualopt.wrapping import WrappingOptimizer, concrete
@@ -59,6 +65,7 @@ class Anchors:
         self._changed = changed
         self._known_taken = False
         self._looked = False
+        self._looked_at_lora = False
         # Some weights as `fit` left them: (row, value, distance from θ₀).
         self._left: list[tuple[Row, Array, float]] = []
         self.flag = self._scalars((), "int32", "anchors_taken")
@@ -113,6 +120,7 @@ class Anchors:
                 "`optimizer.anchor_at(model_or_weights_file)`."
             )
         self._warn_if_exchanged()
+        self._warn_if_merged()
         if self._known_taken:
             return
         flag = concrete(self.flag)
@@ -320,6 +328,7 @@ class Anchors:
 
     def note_left(self) -> None:
         """Remember where training has left some of the weights."""
+        self._warn_if_merged()  # TensorFlow has compiled the step before.
         self._left = []
         clock = self._optimizer.clock["iterations"]
         for row, anchor in self._watched():
@@ -335,6 +344,7 @@ class Anchors:
     def expect_new_weights(self) -> None:
         """Find nothing wrong with weights that are not those left behind."""
         self._left = []
+        self._looked_at_lora = False
 
     def _warn_if_exchanged(self) -> None:
         """Warn where weights were exchanged since, and θ₀ was not."""
@@ -351,6 +361,23 @@ class Anchors:
                     stacklevel=stacklevel(),
                 )
                 return
+
+    def _warn_if_merged(self) -> None:
+        """Warn of LoRA that learns nothing, and of the way back it has lost."""
+        if self._looked_at_lora:
+            return
+        self._looked_at_lora = True
+        merged = look_merged([row.variable for row in self.rows])
+        if merged:
+            warnings.warn(
+                "Keras has added LoRA's factors to their kernels when the "
+                "model was saved, and set both to 0 when it was loaded: "
+                f"{_some(merged)}. Their gradients are 0, so that they learn "
+                "nothing, and the pull leads to the kernels of the file. To "
+                "train on from these, give the factors a random values; "
+                "`callbacks.AtomicBackup` keeps a run's factors as they are.",
+                stacklevel=stacklevel(),
+            )
 
     def _small(self) -> list[tuple[Row, keras.Variable]]:
         """Return a few small weights: all would be a copy of θ₀."""

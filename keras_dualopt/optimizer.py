@@ -788,7 +788,7 @@ class DualOpt(wrapping.WrappingOptimizer):
             config, custom_objects=custom_objects
         )
         optimizer._names = names
-        optimizer._head = None if head is None else tuple(head)
+        optimizer._holder.head = None if head is None else tuple(head)
         optimizer._reference_given = given
         return optimizer
 

@@ -22,6 +22,7 @@ from keras_dualopt.depth import (
 )
 from keras_dualopt.pull import Level, compute_dtype
 from keras_dualopt.settings import Head, Settings
+from keras_dualopt.wrapping import concrete
 
 # The names that Keras gives to LoRA's factors (`Layer.enable_lora`).
 _LORA_ZERO = ("lora_kernel_b", "lora_embeddings_b")
@@ -344,6 +345,25 @@ def look_new(rows: Sequence[Row], values: Sequence[npt.ArrayLike]) -> list[str]:
         layer
         for layer, depth in new.items()
         if layer not in moved and depth > deepest
+    ]
+
+
+def look_merged(variables: Sequence[keras.Variable]) -> list[str]:
+    """Return LoRA's factors a that are all 0, as their b: they were loaded.
+
+    Keras saves a kernel with the product of its factors in it, and loads both
+    as 0. Else a starts at random, and b = 0 would be the pretrained model.
+    """
+
+    def named(names: Sequence[str]) -> list[keras.Variable]:
+        return [v for v in variables if v.path.rpartition("/")[2] in names]
+
+    pairs = zip(named(_LORA_FREE), named(_LORA_ZERO))  # As layers make them.
+    values = ((a.path, concrete(a), concrete(b)) for a, b in pairs)
+    return [
+        path
+        for path, a, b in values
+        if not (a is None or b is None or np.any(a) or np.any(b))
     ]
 
 

@@ -71,6 +71,56 @@ def test_a_killed_run_goes_on_after_the_last_epoch_written(
     networks.assert_anchored_at(model.optimizer, networks.weights())
 
 
+def with_lora():
+    """Return a model that has LoRA in every kind of layer, one over int8."""
+    keras.utils.set_random_seed(7)
+    layers = [
+        keras.layers.Embedding(9, 4),
+        keras.layers.EinsumDense("abc,cd->abd", output_shape=(3, 4)),
+        keras.layers.Conv1D(4, 2),
+        keras.layers.Flatten(),
+        keras.layers.Dense(4),
+    ]
+    model = keras.Sequential(
+        [keras.Input((3,), dtype="int32"), *layers, keras.layers.Dense(2)]
+    )
+    layers[4].quantize("int8")
+    for layer in layers:
+        if layer.weights:
+            layer.enable_lora(2)
+    networks.compile(model, networks.dual_opt())
+    return model
+
+
+def lora_epochs(model, callbacks=(), count=EPOCHS):
+    random = np.random.default_rng(5)
+    x, y = random.integers(0, 9, (8, 3)), random.normal(size=(8, 2))
+    model.fit(
+        x,
+        y,
+        batch_size=4,
+        shuffle=False,
+        epochs=count,
+        verbose=0,
+        callbacks=[*callbacks],
+    )
+
+
+def test_a_killed_run_with_lora_goes_on_with_its_own_factors(tmp_path):
+    path = tmp_path / "run.weights.h5"
+    never = with_lora()
+    lora_epochs(never)
+    with pytest.raises(Killed):
+        lora_epochs(with_lora(), [AtomicBackup(path), KillAt(2)])
+    model = with_lora()
+    for weight in model.weights:  # What is in the file, and nothing of here.
+        weight.assign(keras.ops.zeros(weight.shape, weight.dtype))
+    # It is a weights file for anyone else.
+    model.load_weights(path)
+    lora_epochs(model, [AtomicBackup(path)])
+    networks.assert_same(networks.state(model), networks.state(never))
+
+
 def test_the_file_goes_with_the_run_unless_it_is_kept(tmp_path):
     path = tmp_path / "run.weights.h5"
     model, seen = compiled(), KillAt()

@@ -288,6 +288,31 @@ def test_half_precision_weights_put_back_to_their_start_say_nothing(tmp_path):
     networks.fit(model, 2)
 
 
+def lora():
+    model = networks.network(PRETRAINED)
+    for layer in model.layers[:2]:
+        layer.enable_lora(2)
+    networks.compile(model, dual_opt())
+    networks.fit(model, 2)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["model.keras", "model.weights.h5"])
+def test_lora_that_keras_has_merged_is_said_to_learn_nothing(kind, tmp_path):
+    path = tmp_path / kind
+    model = lora()
+    if kind == "model.keras":
+        model.save(path)
+        model = keras.saving.load_model(path)
+    else:
+        model.save_weights(path)
+        model.load_weights(path)
+    with pytest.warns(UserWarning, match=r"LoRA.*dense_0/lora_k.*dense_1") as c:
+        networks.fit(model, 2)
+    assert len(networks.told(c)) == 1
+    networks.fit(model, 2)
+
+
 @pytest.mark.skipif(
     BACKEND == "tensorflow",
     reason="a step that is compiled already runs no code of ours",

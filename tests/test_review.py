@@ -365,6 +365,28 @@ def test_a_lora_delta_is_scaled():
     )
 
 
+def test_a_lora_delta_that_keras_has_merged_needs_a_source(tmp_path):
+    pretrained = networks.network(networks.weights())
+    model = networks.network(networks.weights())
+    model.layers[0].enable_lora(2)
+    networks.compile(model, networks.dual_opt(0.1))
+    networks.fit(model, 4)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    tuned = networks.arrays(loaded.weights)
+    for way in (lambda *a: interpolate(*a, 0.25), review):
+        with pytest.raises(ValueError, match=r"lora_kernel_a.*source="):
+            way(loaded)
+    networks.assert_same(networks.arrays(loaded.weights), tuned)
+    interpolate(loaded, 0.25, source=pretrained)
+    start, end = networks.weights()[0], tuned[0]
+    np.testing.assert_allclose(
+        networks.arrays(loaded.weights)[0],
+        start + 0.25 * (end - start),
+        rtol=1e-6,
+    )
+
+
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, 50, float("nan"), True, "0.5"])
 def test_alpha_must_be_a_share(model, tuned, alpha):
     with pytest.raises(ValueError, match=r"`alpha` must be in \[0, 1\]"):

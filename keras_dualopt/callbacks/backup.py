@@ -6,9 +6,13 @@ import warnings
 from pathlib import Path
 
 import keras
+import numpy as np
 
+from keras_dualopt.backend import engine
 from keras_dualopt.caller import stacklevel
+from keras_dualopt.depth.keras_hooks import with_lora
 from keras_dualopt.settings import check_whole
+from keras_dualopt.sources import numpy_value
 from keras_dualopt.wrapping import begin_at
 
 _ENDING = ".weights.h5"
@@ -17,6 +21,8 @@ _EPOCH, _ITERATIONS = "dualopt_epoch", "dualopt_iterations"
 _OPTIMIZER, _EARLIER_FITS = "dualopt_optimizer", "dualopt_earlier_fits"
 # The learning rate with which the first of these runs began.
 _RATE = "dualopt_learning_rate"
+# What layers with LoRA hold, which Keras merges into one kernel.
+_LORA = "dualopt_lora"
 # How many fits of this process have ended and removed their file, by path: a
 # script that is started again passes its fits in the same order.
 _ended: collections.Counter[Path] = collections.Counter()
@@ -43,6 +49,9 @@ class AtomicBackup(keras.callbacks.Callback):
     one that was never killed if the order of the data does not change. Keras
     saves neither the order of a shuffle, nor the seeds of Dropout, nor what
     other callbacks remember: a run that was stopped early trains on.
+
+    Layers with LoRA are in the file twice: merged, as Keras saves them, and as
+    they are, so that a run goes on from its own factors.
 
     One path for each `fit`; in a script with several, each with `keep=True`,
     so that those that have ended are not trained again. One process for each
@@ -137,6 +146,8 @@ class AtomicBackup(keras.callbacks.Callback):
         with h5py.File(path, "r") as file:
             found = dict(file.attrs)
             has_optimizer = "optimizer" in file
+            count = len(file.get(_LORA, ()))
+            lora = [bytes(file[f"{_LORA}/{n}"][()]) for n in range(count)]
         if not {_EPOCH, _ITERATIONS, _OPTIMIZER, _EARLIER_FITS} <= {*found}:
             raise ValueError(
                 "`path` must be a file that AtomicBackup wrote. Received: "
@@ -171,6 +182,11 @@ class AtomicBackup(keras.callbacks.Callback):
             # LossScaleOptimizer's own state is read only into a built one.
             optimizer.build(self.model.trainable_variables)
         self.model.load_weights(path)
+        if lora:  # Earlier versions have not written it.
+            for weight, data in zip(_in_lora(self.model), lora, strict=True):
+                shape, kind = weight.shape, numpy_value(weight).dtype
+                value = np.frombuffer(data, kind).reshape(shape)
+                engine.copy_value(weight, value)
         if _iterations(optimizer) != found[_ITERATIONS]:
             # Keras' optimizers pass over a state of another length.
             raise ValueError(
@@ -206,6 +222,10 @@ class AtomicBackup(keras.callbacks.Callback):
             file.attrs[_EARLIER_FITS] = _ended[self._path.resolve()]
             if self._rate is not None:
                 file.attrs[_RATE] = self._rate
+            for number, weight in enumerate(_in_lora(self.model)):
+                # As bytes: HDF5 has no bfloat16.
+                data = np.frombuffer(numpy_value(weight).tobytes(), "uint8")
+                file[f"{_LORA}/{number}"] = data
         with open(self._part, "rb+") as written:
             # The name must not reach the disk before what it stands for.
             os.fsync(written.fileno())
@@ -217,6 +237,11 @@ class AtomicBackup(keras.callbacks.Callback):
             finally:
                 os.close(folder)
         self._written = epoch
+
+
+def _in_lora(model: keras.Model) -> list[keras.Variable]:
+    """Return what does not come back from Keras' files as it was."""
+    return [weight for layer in with_lora(model) for weight in layer.weights]
 
 
 def _iterations(optimizer: keras.optimizers.Optimizer) -> int:

@@ -55,6 +55,12 @@ def nested_models(model: keras.Model) -> list[keras.Model]:
     return [layer for layer in layers if isinstance(layer, keras.Model)]
 
 
+def with_lora(model: keras.Model) -> list[Layer]:
+    """Return the layers of a model that have LoRA, at any depth."""
+    layers = model._flatten_layers()
+    return [layer for layer in layers if getattr(layer, "lora_enabled", False)]
+
+
 def attributes(layer: Layer) -> Iterator[tuple[str, Any]]:
     """Yield a layer's attributes by name, bookkeeping left out.
 

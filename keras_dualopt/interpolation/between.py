@@ -12,7 +12,7 @@ from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import layer_depth
 from keras_dualopt.lookup import holder_of
 from keras_dualopt.optimizer import DualOpt
-from keras_dualopt.plan import look_new, role
+from keras_dualopt.plan import look_merged, look_new, role
 from keras_dualopt.pull import compute_dtype
 from keras_dualopt.settings import check_whole, is_number
 from keras_dualopt.sources import (
@@ -98,7 +98,8 @@ def interpolate(
 
     Raises:
         ValueError: If `alpha` is not in [0, 1], or a pretrained weight has no
-            anchor and no value in `source`.
+            anchor and no value in `source`, as kernels have none that Keras
+            has merged with LoRA's factors (it does so in every file).
         TypeError: If `source` is of another kind.
 
     Example:
@@ -150,7 +151,8 @@ def review(
 
     Raises:
         ValueError: If `steps` < 1, or a pretrained weight has no anchor and
-            no value in `source`; in the next step, if the model was trained.
+            no value in `source` (LoRA: as in `interpolate`); in the next step,
+            if the model was trained.
         TypeError: If `source` is of another kind.
 
     Example:
@@ -232,6 +234,15 @@ def _from_anchors(model: keras.Model, optimizer: DualOpt) -> Way:
         id(row.variable): anchor
         for anchor, row in zip(optimizer.anchors, optimizer.rows, strict=True)
     }
+    merged = look_merged([r.variable for r in optimizer.rows if r.pretrained])
+    if merged:
+        raise ValueError(
+            "LoRA's factors must hold what was learned. Received: "
+            f"{merged[0]!r} and its factor b, which are 0: Keras has added "
+            "them to the kernel when the model was saved, and the way back is "
+            "lost from it. Pass `source=`, the pretrained model or its weights "
+            "file."
+        )
     own = {id(weight) for weight in model.weights}
     rows = [
         row
