@@ -367,6 +367,32 @@ def test_a_learning_rate_changed_in_the_script_is_said_not_to_be_used(killed):
         )
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"rollback": 0.05}, r"rollback=0\.05 \(it was 0\.21\)\. "),
+        ({"power": 1.0}, r"power=1\.0 \(it was 1\.7\)"),
+        ({"shallow_rate": 0.5}, r"shallow_rate=0\.5 \(it was 1\.0\)"),
+        ({"exclude": ".*bias"}, r"exclude=\('\.\*bias',\) \(it was \(\)\)"),
+        ({"reference_learning_rate": 0.5}, r"=0\.5 \(it was 0\.03\)"),
+        (
+            {"reach": "40%", "rollback": None, "rollback_min": None},
+            r"rollback=None.*reach='40%'.*reach_max='120%' \(it was None\)",
+        ),
+    ],
+)
+def test_a_strength_changed_in_the_script_is_said_and_used(
+    changed, words, killed
+):
+    model = networks.compiled(networks.dual_opt(**changed))
+    with pytest.warns(UserWarning, match=words) as caught:
+        epochs(model, [AtomicBackup(killed)])
+    assert len(networks.told(caught)) == 1
+    for name in changed:
+        wanted = getattr(networks.dual_opt(**changed), name)
+        assert getattr(model.optimizer, name) == wanted
+
+
 class Halve(keras.callbacks.Callback):
     """Lowers the rate at the end of an epoch, before the backup."""
 

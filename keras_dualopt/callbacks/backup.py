@@ -1,6 +1,7 @@
 """`AtomicBackup`: a run that is killed at any moment goes on where it was."""
 
 import collections
+import json
 import os
 import warnings
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 
 from keras_dualopt.backend import engine
 from keras_dualopt.caller import stacklevel
+from keras_dualopt.depth import LayerDepth
 from keras_dualopt.depth.keras_hooks import with_lora
+from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.settings import check_whole
 from keras_dualopt.sources import numpy_value
-from keras_dualopt.wrapping import begin_at
+from keras_dualopt.wrapping import begin_at, unwrapped
 
 _ENDING = ".weights.h5"
 # In the same file as the weights: two files cannot be replaced at once.
@@ -21,6 +24,8 @@ _EPOCH, _ITERATIONS = "dualopt_epoch", "dualopt_iterations"
 _OPTIMIZER, _EARLIER_FITS = "dualopt_optimizer", "dualopt_earlier_fits"
 # The learning rate with which the first of these runs began.
 _RATE = "dualopt_learning_rate"
+# The arguments that say how strongly which weights are pulled.
+_STRENGTHS = "dualopt_strengths"
 # What layers with LoRA hold, which Keras merges into one kernel.
 _LORA = "dualopt_lora"
 # How many fits of this process have ended and removed their file, by path: a
@@ -36,7 +41,9 @@ class AtomicBackup(keras.callbacks.Callback):
     epoch are read from it, and `fit` goes on with the epoch that follows. Start
     the same script again after a crash; that is all. Works with any optimizer.
     η is state: the file's learning rate replaces the one in the script, and a
-    warning says so where the script's has changed since.
+    warning says so where the script's has changed since. DualOpt's `reach`,
+    `rollback`, `power` and their like are none: the script's are used, and a
+    warning names those that have changed.
 
     It takes the place of `keras.callbacks.BackupAndRestore`, which writes two
     files over the old ones, with `double_checkpoint=True` as well: a kill
@@ -146,6 +153,9 @@ class AtomicBackup(keras.callbacks.Callback):
         with h5py.File(path, "r") as file:
             found = dict(file.attrs)
             has_optimizer = "optimizer" in file
+            strengths = json.loads(
+                file[_STRENGTHS][()] if _STRENGTHS in file else "{}"
+            )
             count = len(file.get(_LORA, ()))
             lora = [bytes(file[f"{_LORA}/{n}"][()]) for n in range(count)]
         if not {_EPOCH, _ITERATIONS, _OPTIMIZER, _EARLIER_FITS} <= {*found}:
@@ -195,6 +205,18 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"{name}. The file is damaged, or was written with other "
                 "arguments of the optimizer."
             )
+        changed = [
+            f"{name}={now} (it was {strengths[name]})"
+            for name, now in _strengths(optimizer).items()
+            if strengths.get(name, now) != now
+        ]
+        if changed:
+            warnings.warn(
+                f"The run in {path!r} goes on with other strengths, those of "
+                f"this script: {', '.join(changed)}. If that is not meant, "
+                "change them back; to begin anew, choose another path.",
+                stacklevel=stacklevel(),
+            )
         given, first = self._rate, found.get(_RATE)
         if first is not None and given is not None:
             self._rate = float(first)
@@ -222,6 +244,7 @@ class AtomicBackup(keras.callbacks.Callback):
             file.attrs[_EARLIER_FITS] = _ended[self._path.resolve()]
             if self._rate is not None:
                 file.attrs[_RATE] = self._rate
+            file[_STRENGTHS] = json.dumps(_strengths(self.model.optimizer))
             for number, weight in enumerate(_in_lora(self.model)):
                 # As bytes: HDF5 has no bfloat16.
                 data = np.frombuffer(numpy_value(weight).tobytes(), "uint8")
@@ -237,6 +260,20 @@ class AtomicBackup(keras.callbacks.Callback):
             finally:
                 os.close(folder)
         self._written = epoch
+
+
+def _strengths(optimizer: keras.optimizers.Optimizer) -> dict[str, str]:
+    """Return what is no state, and decides how a DualOpt pulls."""
+    inner = unwrapped(optimizer)
+    if not isinstance(inner, DualOpt):
+        return {}
+    rate = inner.reference_learning_rate
+    asked = {**vars(inner.settings), "reference_learning_rate": rate}
+    return {
+        name: repr(value)
+        for name, value in asked.items()
+        if not isinstance(value, LayerDepth)
+    }
 
 
 def _in_lora(model: keras.Model) -> list[keras.Variable]:
