@@ -159,6 +159,7 @@ def reloaded(model, path):
 LOADS = {"load_model": reloaded, "deepcopy": lambda m, path: copy.deepcopy(m)}
 
 
+@pytest.mark.filterwarnings("ignore:Keras has added LoRA's factors")
 @pytest.mark.parametrize("load", LOADS)
 @changes
 def test_a_model_changed_after_training_is_loaded_and_keeps_its_anchors(
