@@ -65,7 +65,8 @@ class Anchors:
         self._changed = changed
         self._known_taken = False
         self._looked = False
-        self._looked_at_lora = False
+        self._merged: list[str] = []
+        self._said_merged = False
         # Some weights as `fit` left them: (row, value, distance from θ₀).
         self._left: list[tuple[Row, Array, float]] = []
         self.flag = self._scalars((), "int32", "anchors_taken")
@@ -344,7 +345,8 @@ class Anchors:
     def expect_new_weights(self) -> None:
         """Find nothing wrong with weights that are not those left behind."""
         self._left = []
-        self._looked_at_lora = False
+        self._merged, self._said_merged = [], False
+        self.find_merged()  # A step may move them, by an earlier momentum.
 
     def _warn_if_exchanged(self) -> None:
         """Warn where weights were exchanged since, and θ₀ was not."""
@@ -362,20 +364,27 @@ class Anchors:
                 )
                 return
 
+    def find_merged(self) -> list[str]:
+        """Return LoRA's factors whose way back Keras has merged away."""
+        if not self._merged:
+            pretrained = [row.variable for row in self.rows if row.pretrained]
+            self._merged = look_merged(pretrained)
+        return self._merged
+
     def _warn_if_merged(self) -> None:
-        """Warn of LoRA that learns nothing, and of the way back it has lost."""
-        if self._looked_at_lora:
+        if self._said_merged:
             return
-        self._looked_at_lora = True
-        merged = look_merged([row.variable for row in self.rows])
+        self._said_merged = True
+        merged = self.find_merged()
         if merged:
             warnings.warn(
                 "Keras has added LoRA's factors to their kernels when the "
                 "model was saved, and set both to 0 when it was loaded: "
-                f"{_some(merged)}. Their gradients are 0, so that they learn "
-                "nothing, and the pull leads to the kernels of the file. To "
-                "train on from these, give the factors a random values; "
-                "`callbacks.AtomicBackup` keeps a run's factors as they are.",
+                f"{_some(merged)}. Factors of 0 have no gradients, and the "
+                "pull leads to the kernels of the file. To train on from "
+                "these, give the factors a random values and call "
+                "`optimizer.anchor_at()`; `callbacks.AtomicBackup` keeps a "
+                "run's factors as they are.",
                 stacklevel=stacklevel(),
             )
 

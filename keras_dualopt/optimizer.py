@@ -629,6 +629,11 @@ class DualOpt(wrapping.WrappingOptimizer):
         """θ₀ of weights that are not trained now, by place, on the host."""
         return dict(self._anchors.carried) if self.built else {}
 
+    @property
+    def merged(self) -> list[str]:
+        """LoRA's factors that Keras merged into a file and loaded as 0."""
+        return list(self._anchors.find_merged()) if self.built else []
+
     def anchor_at(self, source: Source = None) -> Self:
         """Choose new anchors; return the optimizer.
 

@@ -13,6 +13,7 @@ from keras_dualopt.backend import engine
 from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import LayerDepth
 from keras_dualopt.depth.keras_hooks import with_lora
+from keras_dualopt.files import restore_optimizer
 from keras_dualopt.optimizer import DualOpt
 from keras_dualopt.settings import check_whole
 from keras_dualopt.sources import numpy_value
@@ -197,6 +198,9 @@ class AtomicBackup(keras.callbacks.Callback):
                 shape, kind = weight.shape, numpy_value(weight).dtype
                 value = np.frombuffer(data, kind).reshape(shape)
                 engine.copy_value(weight, value)
+            if isinstance(unwrapped(optimizer), DualOpt):
+                # Again, for it has seen the factors that Keras loads.
+                restore_optimizer(self.model, path)
         if _iterations(optimizer) != found[_ITERATIONS]:
             # Keras' optimizers pass over a state of another length.
             raise ValueError(

@@ -12,7 +12,7 @@ from keras_dualopt.caller import stacklevel
 from keras_dualopt.depth import layer_depth
 from keras_dualopt.lookup import holder_of
 from keras_dualopt.optimizer import DualOpt
-from keras_dualopt.plan import look_merged, look_new, role
+from keras_dualopt.plan import look_new, role
 from keras_dualopt.pull import compute_dtype
 from keras_dualopt.settings import check_whole, is_number
 from keras_dualopt.sources import (
@@ -234,14 +234,13 @@ def _from_anchors(model: keras.Model, optimizer: DualOpt) -> Way:
         id(row.variable): anchor
         for anchor, row in zip(optimizer.anchors, optimizer.rows, strict=True)
     }
-    merged = look_merged([r.variable for r in optimizer.rows if r.pretrained])
-    if merged:
+    if optimizer.merged:
         raise ValueError(
-            "LoRA's factors must hold what was learned. Received: "
-            f"{merged[0]!r} and its factor b, which are 0: Keras has added "
-            "them to the kernel when the model was saved, and the way back is "
-            "lost from it. Pass `source=`, the pretrained model or its weights "
-            "file."
+            "LoRA's factors must hold all that was learned. Received: "
+            f"{optimizer.merged[0]!r} and its factor b, which were loaded as "
+            "0: Keras has added them to the kernel when the model was saved, "
+            "and the way back is lost from it. Pass `source=`, the pretrained "
+            "model or its weights file."
         )
     own = {id(weight) for weight in model.weights}
     rows = [
