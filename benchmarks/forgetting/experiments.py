@@ -25,6 +25,7 @@ RATE, LENGTH = 1e-3, 1000
 ALLOWED_LOSS = 8.0
 RATES = (3e-4, 1e-3, 3e-3)
 RIVALS = ("adam", "layerwise", "l2_sp", "rollback", "reach")
+PICTURED = ("adam", "layerwise", "l2_sp", "reach", "reach_rates")
 SMALL = ("dense", "convolutional")
 MORE_TASKS = (
     "long_tailed",
@@ -91,6 +92,7 @@ PHOTOGRAPHS_SETTINGS = {
     "wise_ft": (0.25, 0.5, 0.75),
     "without_forgetting": (0.3, 1.0, 3.0),
     "reach": (0.0003, 0.001, 0.003),
+    "reach_rates": (0.001, 0.003, 0.01),
 }
 # A small vision transformer takes 5 milliseconds, and as long to be measured.
 TRANSFORMER_LENGTH = 300
@@ -127,8 +129,8 @@ class Lengths:
     since: int = 1000
     rates: tuple = RATES
     tasks: tuple = TASKS
-    methods: tuple = RIVALS
-    others: tuple = ()
+    methods: tuple = PICTURED
+    others: tuple = ("rollback",)
     search: str = "search"
     quick: tuple = (100, 200)
 
@@ -137,12 +139,12 @@ LENGTHS = {
     "dense": Lengths(
         (100, 300, 1000, 3000, 10_000),
         others=(
+            "rollback",
             "frozen",
             "wise_ft",
             "without_forgetting",
             "uniform",
             "reach_held",
-            "reach_rates",
             "ewc",
             "replay",
         ),
@@ -155,7 +157,8 @@ LENGTHS = {
         since=100,
         rates=(3e-5, PHOTOGRAPHS_RATE, 3e-4),
         tasks=PHOTOGRAPHS,
-        methods=("adam", "layerwise", "l2_sp", "wise_ft", "reach"),
+        methods=(*PICTURED, "wise_ft"),
+        others=(),
         search="photographs",
         quick=(5, 10),
     ),
@@ -218,7 +221,7 @@ def _every_setting(
 
 def search(network, options):
     """Try every setting of `length`'s methods, for it to choose from."""
-    methods = RIVALS + LENGTHS[network].others
+    methods = LENGTHS[network].methods + LENGTHS[network].others
     _every_setting("search", network, options, TASKS, methods, SEARCH_SEEDS)
 
 
