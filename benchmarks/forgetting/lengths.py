@@ -62,10 +62,11 @@ def table(network, folder):
     kept, new = curves(rows, "kept"), curves(rows, "new")
     lines = [
         "| task | method | setting | kept, lowest to highest | range | "
-        "range − reach's | kept, change from step "
+        "range − reach's | − that of reach, shallow_rate=0.1 | "
+        "kept, change from step "
         f"{asked.since:,} to the end | new, lowest to highest | "
         "new at the end, below the best |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     settings = {(r["task"], r["method"]): float(r["setting"]) for r in rows}
     for task in asked.tasks:
@@ -84,16 +85,19 @@ def table(network, folder):
             ]
         best = max(map(max, ends.values()), default=0)
         for m in methods:
-            ours = ranges.get("reach")
-            wider = ""
-            if ours and m != "reach":
-                wider = difference(ranges[m], ours)
+            wider = [
+                difference(ranges[m], ranges[ours])
+                if ours in ranges and ours != m
+                else ""
+                for ours in ("reach", "reach_rates")
+            ]
             gaps = best - np.array(ends[m])
             knob = METHODS[m].knob and f"{settings[task, m]:g}"
             lines.append(
                 f"| {task} | {METHODS[m].label} | {knob} | "
                 f"{_range(kept[task, m])} | {in_words(ranges[m])} | "
-                f"{wider} | {_change(kept[task, m], asked.since)} | "
+                f"{' | '.join(wider)} | "
+                f"{_change(kept[task, m], asked.since)} | "
                 f"{_range(new[task, m])} | "
                 f"{gaps.min():.1f} to {gaps.max():.1f} |"
             )

@@ -434,14 +434,14 @@ METHODS = {
         ),
         Method(
             "paper_power_1",
-            "the same, power=1",
+            "rollback_min=0, power=1",
             "rollback",
             ROLLBACKS,
             by(PAPER, power=1.0),
         ),
         Method(
             "paper_power_4",
-            "the same, power=4",
+            "rollback_min=0, power=4",
             "rollback",
             ROLLBACKS,
             by(PAPER, power=4.0),
