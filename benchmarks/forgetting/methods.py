@@ -255,8 +255,9 @@ def ours(problem, rate, setting, strengths, **others):
         strengths = {name: f"{100 * v:g}%" for name, v in strengths.items()}
     if "rollback" in strengths:
         others["reference_learning_rate"] = rate
-    # Every run begins at weights of its own.
-    optimizer = kind(rate, **strengths, **others).anchor_at()
+    optimizer = kind(rate, **strengths, **others)
+    if optimizer.mode == "finetune":
+        optimizer.anchor_at()  # Every run begins at weights of its own.
     if "depth" in others:
         return optimizer
     return optimizer.bind(problem.model, head=problem.head)
