@@ -15,9 +15,6 @@ def environment(**changes):
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path),
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # On a machine with fewer cores than devices, XLA's collectives of two
-        # steps in flight have waited for each other's threads.
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
         **changes,
     }
 
