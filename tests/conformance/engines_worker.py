@@ -23,6 +23,10 @@ sys.path.insert(0, str(scripts.ROOT / "examples"))
 import distributed_jax
 import distributed_task
 
+# On a machine with fewer cores than devices, collectives of two steps in
+# flight have waited for each other's threads. Said before the devices are made.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 EPOCHS = 10
 # What runs after what: (how, on how many devices, until which epoch).
 CHAINS = {
