@@ -65,8 +65,6 @@ SCENES = {
     "sam": "scenes_masks",
 }
 SCENES_LENGTH = 150
-# RetinaNet breaks at the rate of the others.
-SCENES_RATES = {"segformer": RATE, "retinanet": 1e-4, "sam": RATE}
 SCENES_SETTINGS = {
     "adam_rates": (1e-4, 3e-4, 1e-3),
     "reach": (0.02, 0.05, 0.2),
@@ -77,10 +75,17 @@ SCENES_SETTINGS = {
     "paper": (0.005, 0.02, 0.05),
     "uniform": (0.005, 0.02, 0.05),
 }
-# At a tenth of the rate: what balances Adam at a tenth of the distance.
-RETINANET_SETTINGS = SCENES_SETTINGS | {
-    "adam_rates": (3e-5, 1e-4, 3e-4),
-    "reach": (0.002, 0.005, 0.02),
+# RetinaNet breaks at the rate of the others; at a tenth of it Adam is balanced
+# at a tenth of the distance.
+SCENES_OWN = {
+    "retinanet": (
+        1e-4,
+        SCENES_SETTINGS
+        | {
+            "adam_rates": (3e-5, 1e-4, 3e-4),
+            "reach": (0.002, 0.005, 0.02),
+        },
+    )
 }
 # ImageNet's network takes 0.4 seconds a step with eight pictures.
 PHOTOGRAPHS = ("stamps",)
@@ -246,8 +251,7 @@ def text(network, options):
 
 def scenes(network, options):
     """Fine-tune a network that segments or detects, three settings a method."""
-    settings = RETINANET_SETTINGS if network == "retinanet" else SCENES_SETTINGS
-    rate = SCENES_RATES[network]
+    rate, settings = SCENES_OWN.get(network, (RATE, SCENES_SETTINGS))
     runs = _given(network, options, [SCENES[network]], settings, rate)
     run(
         "scenes",
